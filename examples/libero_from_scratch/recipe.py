@@ -1,0 +1,125 @@
+"""What the stages of this recipe share: where things lie, which episodes are held out, and the sizes of the small model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from transformers_worldvla import WorldVLAConfig, WorldVLAImageProcessor, WorldVLAProcessor, WorldVLAVQVAEConfig
+from transformers_worldvla.data import Episode, load_episodes
+from transformers_worldvla.tokens_worldvla import special_token_names
+
+CAMERA = "image"
+TARGET_SIZE = 128
+NUM_ACTIONS = 10
+MAX_GRID = 16  # pictures of up to 512 pixels a side have a grid token
+
+VQ_CONFIG = {
+    "base_channels": 32,
+    "channel_multiplier": [1, 1, 2, 4, 4],
+    "num_res_blocks": 1,
+    "latent_channels": 64,
+    "embed_dim": 16,
+    "num_embeddings": 1024,
+    "resolution": TARGET_SIZE,
+}
+LM_CONFIG = {
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 1024,
+}
+
+
+def split_episodes(episodes: Sequence[Episode]) -> tuple[list[Episode], list[Episode]]:
+    """(train, held out): the last episode of every task is held out."""
+    last = {episode.instruction: episode.index for episode in episodes}
+    held = set(last.values())
+    train = [episode for episode in episodes if episode.index not in held]
+    return train, [episode for episode in episodes if episode.index in held]
+
+
+def read_split(dataset: str) -> tuple[list[Episode], list[Episode]]:
+    """The two halves of the dataset (a folder or a Hub id)."""
+    return split_episodes(load_episodes(dataset, cameras=[CAMERA]))
+
+
+def read_pictures(episodes: Sequence[Episode]) -> np.ndarray:
+    """Every frame as the image processor crops it: (n, TARGET_SIZE, TARGET_SIZE, 3) uint8."""
+    image_processor = WorldVLAImageProcessor(target_size=TARGET_SIZE)
+    pictures = []
+    for episode in episodes:
+        for frame in episode.frames(CAMERA):
+            pixels = image_processor.pixels(Image.fromarray(frame))  # (3, H, W) in [-1, 1]
+            pictures.append(np.rint((pixels.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8))
+    return np.stack(pictures)
+
+
+def make_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of the texts whose vocabulary starts with the names in use, in the order of the published ids."""
+    names = special_token_names(VQ_CONFIG["num_embeddings"], MAX_GRID)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(names) + len(alphabet) + 256, special_tokens=names, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def make_processor(episodes: Sequence[Episode]) -> WorldVLAProcessor:
+    """Tokenizer and action ranges (min and max, paper section 3.2) of the training episodes."""
+    actions = np.concatenate([episode.actions for episode in episodes]).astype(np.float64)
+    embodiment: dict[str, Any] = {
+        "low": actions.min(0).tolist(),
+        "high": actions.max(0).tolist(),
+        "action_names": ["x", "y", "z", "roll", "pitch", "yaw", "gripper"],
+        "semantics": "delta",
+        "gripper": {"index": 6, "open": -1.0, "close": 1.0},
+        "rotation": 180,
+        "control_hz": 20,
+        "cameras": [CAMERA],
+        "raw_cameras": ["agentview"],
+        "dataset": "84 scripted expert episodes of LIBERO-Goal (tasks 0-2 and 4-9)",
+    }
+    processor = WorldVLAProcessor(
+        image_processor=WorldVLAImageProcessor(target_size=TARGET_SIZE),
+        tokenizer=make_tokenizer(["placeholder"]),
+        embodiments={"libero": embodiment},
+        num_actions=NUM_ACTIONS,
+        history=2,
+    )
+    instructions = sorted({episode.instruction for episode in episodes})
+    prompts = [processor.prompts["world"], *(processor.prompts["action"].format(instruction=i) for i in instructions)]
+    prompts += [processor.prompts["video"].format(instruction=i) for i in instructions]
+    return WorldVLAProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=make_tokenizer(prompts),
+        embodiments=processor.embodiments,
+        num_actions=NUM_ACTIONS,
+        history=2,
+    )
+
+
+def make_config(processor: WorldVLAProcessor) -> WorldVLAConfig:
+    """The small model over the processor's vocabulary."""
+    vocabulary = processor.tokenizer.get_vocab()
+    return WorldVLAConfig(
+        vocab_size=len(vocabulary),
+        vocabulary_map=vocabulary,
+        vq_config=WorldVLAVQVAEConfig(**VQ_CONFIG),
+        action_dim=processor.get_embodiment().action_dim,
+        dropout=0.0,
+        world_loss_weight=1.0,  # from scratch both halves need to be learnt
+        **LM_CONFIG,
+    )
