@@ -88,7 +88,8 @@ def main() -> None:
             per_device_train_batch_size=args.batch_size,
             num_train_epochs=1000,  # the clock ends it
             max_grad_norm=1.0,
-            bf16=True,
+            bf16=torch.cuda.is_available(),
+            use_cpu=not torch.cuda.is_available(),
             logging_steps=50,
             save_steps=1000,
             save_total_limit=1,

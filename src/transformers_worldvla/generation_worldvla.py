@@ -38,6 +38,8 @@ class DecodingCache:
     def __init__(self, model: Any, attention_mask: torch.Tensor, implementation: str, capacity: int):
         if implementation not in ("dynamic", "static"):
             raise ValueError(f'cache_implementation is "dynamic" or "static", not {implementation!r}')
+        if implementation == "static" and model.config._attn_implementation == "flex_attention":
+            raise ValueError('flex_attention does not work with a static cache: use cache_implementation="dynamic"')
         self.model = model
         self.prompt_mask = attention_mask.bool()  # (batch, prompt)
         self.prompt_length = self.prompt_mask.sum(-1)  # (batch,)
@@ -118,6 +120,8 @@ class Sampler:
     ):
         if do_sample and temperature <= 0:
             raise ValueError(f"temperature is positive, not {temperature}: use do_sample=False for greedy decoding")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is at least 1, not {top_k}: leave it out to sample from all legal tokens")
         self.lm_head = lm_head
         self.ids = torch.tensor(legal_ids, device=next(lm_head.parameters()).device)
         # a wrapped head (adapter, quantised) has no plain rows: apply it whole, then slice
@@ -186,6 +190,8 @@ class WorldVLAGenerationMixin:
             raise ValueError(f"num_actions and action_dim are at least 1, not {num_actions} and {action_dim}")
         if decoding not in ("parallel", "sequential"):
             raise ValueError(f'decoding is "parallel" or "sequential", not {decoding!r}')
+        if num_return_sequences < 1:
+            raise ValueError(f"num_return_sequences is at least 1, not {num_return_sequences}")
         if num_return_sequences > 1 and not do_sample:
             raise ValueError("num_return_sequences > 1 needs do_sample=True: greedy decoding has one answer")
         independent = config.action_attention == "independent"

@@ -86,10 +86,12 @@ def world_vla_loss(
     def chunk_sums(states: torch.Tensor, targets: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
         logits = lm_head(states).float()  # (chunk, vocabulary)
         losses = F.cross_entropy(logits, targets, reduction="none")
-        return torch.cat([losses @ coefficients, logits.logsumexp(-1).square().sum()[None]])  # (4,)
+        # no matrix product, which autocast would do in half precision
+        weighted = (losses[:, None] * coefficients).sum(0)
+        return torch.cat([weighted, logits.logsumexp(-1).square().sum()[None]])  # (4,)
 
     sums = hidden_states.new_zeros(4, dtype=torch.float32)
-    starts = range(0, len(labels), chunk_size)
+    starts = range(0, max(len(labels), 1), chunk_size)  # without labels one empty chunk: a loss of 0 has a gradient too
     for start in starts:
         rows = slice(start, start + chunk_size)
         args = (hidden_states[rows], labels[rows], columns[rows])

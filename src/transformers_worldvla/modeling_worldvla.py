@@ -105,14 +105,13 @@ class WorldVLAModel(WorldVLAPreTrainedModel, ChameleonModel):
         """
         if ids.ndim == 2:
             blocks = [self.tokens.parse_image_block(block) for block in ids.tolist()]
-            ids = torch.tensor(blocks)
+            ids = torch.stack([torch.from_numpy(block) for block in blocks])
         ids = ids.to(self.vqmodel.device)
-        table = torch.full((self.vocab_size,), -1, device=ids.device)
-        table[list(self.tokens.image_codes)] = torch.arange(len(self.tokens.image_codes), device=ids.device)
-        codes = table[ids]
-        if (codes < 0).any():
-            raise ValueError(f"{int((codes < 0).sum())} of {codes.numel()} ids are no image codes: pass code ids (n, h, w)")
-        return self.vqmodel.decode_codes(codes)
+        known, order = torch.tensor(self.tokens.image_codes, device=ids.device).sort()  # ids, and the code of each
+        slots = torch.searchsorted(known, ids.contiguous()).clamp(max=len(known) - 1)
+        if wrong := int((known[slots] != ids).sum()):
+            raise ValueError(f"{wrong} of {ids.numel()} ids are no image codes: pass code ids (n, h, w)")
+        return self.vqmodel.decode_codes(order[slots])
 
     @torch.no_grad()
     def fill_image_tokens(
@@ -168,7 +167,8 @@ class WorldVLAModel(WorldVLAPreTrainedModel, ChameleonModel):
 
         Args:
             input_ids: (batch, length), placeholders where `pixel_values` belong.
-            attention_mask: (batch, cached + length), 0 on padding; or a ready 4-D mask, which is used as it is.
+            attention_mask: (batch, cached + length), 0 on padding; or a ready 4-D mask (under flex a BlockMask), which is
+                used as it is.
             action_block_ids: (batch, cached + length) of the *whole* history. Needed with a filled cache, whose ids the
                 model cannot see; derived from `input_ids` otherwise.
             seq_idx: (batch, length) number of the packed segment of each token; segments do not see one another.
@@ -185,7 +185,7 @@ class WorldVLAModel(WorldVLAPreTrainedModel, ChameleonModel):
         cached = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = self._positions(inputs_embeds, attention_mask, seq_idx, cached)
-        if attention_mask is None or attention_mask.ndim == 2:
+        if attention_mask is None or getattr(attention_mask, "ndim", 4) == 2:
             attention_mask = self._action_mask(
                 input_ids, inputs_embeds, attention_mask, past_key_values, cached, action_block_ids, seq_idx
             )
@@ -432,6 +432,15 @@ class WorldVLAForCausalLM(
 
     # ---------------------------------------------------------------- transformers' generate()
 
+    def _expand_inputs_for_generation(
+        self, *args: Any, input_ids: torch.LongTensor | None = None, **kwargs: Any
+    ) -> tuple[torch.LongTensor, dict[str, Any]]:
+        """Pictures become token ids first: a row may hold several, so they cannot be repeated as rows are."""
+        pixel_values = kwargs.pop("pixel_values", None)
+        if pixel_values is not None and input_ids is not None:
+            input_ids, _ = self.model.fill_image_tokens(input_ids, pixel_values)
+        return super()._expand_inputs_for_generation(*args, input_ids=input_ids, **kwargs)
+
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
@@ -465,8 +474,6 @@ class WorldVLAForCausalLM(
         )
         if blocks is not None and not static:
             model_inputs["action_block_ids"] = blocks
-        if not is_first_iteration and past_key_values is not None:
-            model_inputs["pixel_values"] = None  # the pictures are in the cache
         return model_inputs
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:

@@ -236,13 +236,14 @@ class WorldVLATokens:
 
         Tokens of two different blocks must not see one another under `independent` attention (paper Figure 3b). Blocks in
         the prompt, before a segment's first separator, are -1: they are always visible. An open block, during
-        generation, lasts to the end. `seq_idx` (batch, length) tells packed segments apart.
+        generation, lasts to the segment's end. `seq_idx` (batch, length) tells packed segments apart.
         """
         answer = self.answer_mask(input_ids, seq_idx)
-        starts = ((input_ids == self.action_start) & answer).long().cumsum(-1)
+        is_start = ((input_ids == self.action_start) & answer).long()
         is_end = ((input_ids == self.action_end) & answer).long()
-        ends = is_end.cumsum(-1) - is_end  # blocks closed before this token
-        return torch.where(starts > ends, starts - 1, -1)
+        started = self._seen_in_segment(is_start, seq_idx)
+        ended = self._seen_in_segment(is_end, seq_idx) - is_end  # before this token
+        return torch.where(started > ended, is_start.cumsum(-1) - 1, -1)
 
     def answer_mask(self, input_ids: torch.Tensor, seq_idx: torch.Tensor | None = None) -> torch.BoolTensor:
         """True behind a segment's first separator: (batch, length)."""

@@ -96,6 +96,8 @@ class WorldVLAVQVAE(ChameleonVQVAE):
     def __init__(self, config: WorldVLAVQVAEConfig):
         super().__init__(config)
         self.decoder = WorldVLAVQVAEDecoder(config)
+        for parameter in self.parameters():  # whatever torch's default dtype is while the model is built
+            parameter.data = parameter.data.float()
         self.frozen = True
         self.requires_grad_(False)
         self.post_init()
