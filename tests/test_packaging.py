@@ -16,11 +16,11 @@ SOURCE = REPOSITORY / "src" / "transformers_worldvla"
 BUNDLED = [name for name in (assets.DEFAULT_CHECKPOINT, assets.DEFAULT_EPISODE) if (REPOSITORY / "hub" / name).is_dir()]
 
 
-def run(*command: object, cwd: Path, **environment: str) -> str:
+def run(*command: object, cwd: Path) -> str:
     """Run a command without the suite's environment variables; returns stdout."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON", "VIRTUAL_"))}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON", "VIRTUAL_"))}
     result = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=1500
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=1500
     )
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     return result.stdout

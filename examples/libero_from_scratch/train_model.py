@@ -29,10 +29,18 @@ from transformers_worldvla.data import (
 
 
 class StopAfter(TrainerCallback):
-    """End training after some minutes; the schedule runs on the clock too, so that it always reaches its end."""
+    """End training after some minutes; the schedule runs on the clock too, so that it always reaches its end.
 
-    def __init__(self, minutes: float):
-        self.seconds, self.start = minutes * 60, time.time()
+    Time spent is kept in a file beside the Trainer's checkpoints, so that a resumed run does not start the clock anew.
+    """
+
+    def __init__(self, minutes: float, clock_file: Path):
+        self.clock_file = clock_file
+        spent = json.loads(clock_file.read_text()) if clock_file.exists() else 0.0
+        self.seconds, self.start = minutes * 60, time.time() - spent
+
+    def on_save(self, args, state, control, **kwargs):
+        self.clock_file.write_text(json.dumps(time.time() - self.start))
 
     def share_left(self) -> float:
         """From 1 at the start to 0 at the end."""
@@ -74,7 +82,7 @@ def main() -> None:
     samples = SampleDataset(
         [tokenized[episode.index] for episode in train], num_actions=NUM_ACTIONS, history_dropout=0.15
     )
-    clock = StopAfter(args.minutes)
+    clock = StopAfter(args.minutes, args.output / "clock.json")
     decay = {"params": [p for p in model.parameters() if p.requires_grad and p.ndim > 1], "weight_decay": 0.05}
     plain = {"params": [p for p in model.parameters() if p.requires_grad and p.ndim <= 1], "weight_decay": 0.0}
     optimizer = torch.optim.AdamW([decay, plain], lr=args.learning_rate, betas=(0.9, 0.95))
@@ -88,7 +96,7 @@ def main() -> None:
             per_device_train_batch_size=args.batch_size,
             num_train_epochs=1000,  # the clock ends it
             max_grad_norm=1.0,
-            bf16=torch.cuda.is_available(),
+            bf16=True,
             use_cpu=not torch.cuda.is_available(),
             logging_steps=50,
             save_steps=1000,

@@ -11,6 +11,7 @@ from .registration import is_command_line, register_auto_classes
 
 if TYPE_CHECKING:
     from .configuration_worldvla import WorldVLAConfig, WorldVLAVQVAEConfig
+    from .data import WorldVLADataCollator
     from .image_processing_worldvla import WorldVLAImageProcessor
     from .modeling_worldvla import WorldVLAForCausalLM, WorldVLAModel
     from .processing_worldvla import WorldVLAProcessor
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "WorldVLAConfig",
+    "WorldVLADataCollator",
     "WorldVLAForCausalLM",
     "WorldVLAImageProcessor",
     "WorldVLAModel",
@@ -33,6 +35,7 @@ __all__ = [
 
 _MODULE_OF = {
     "WorldVLAConfig": "configuration_worldvla",
+    "WorldVLADataCollator": "data",
     "WorldVLAForCausalLM": "modeling_worldvla",
     "WorldVLAImageProcessor": "image_processing_worldvla",
     "WorldVLAModel": "modeling_worldvla",

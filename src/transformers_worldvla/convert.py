@@ -138,69 +138,92 @@ def convert_checkpoint(
     Raises:
         FileNotFoundError, ValueError: one line that says what was expected and what was found. Nothing is written then.
     """
-    choices = choices or Choices()
-    model_folder, output = _folder("model", model), Path(output)
+    choices, output = choices or Choices(), Path(output)
     _check_target(output, [path for path in (model, tokenizer, vq) if path is not None], overwrite)
-    source = read_json(require_file(model_folder, "config.json", "the model's configuration"))
-    _check_source(model_folder, source)
-    language_model = open_folder(model_folder)
-    stock_vq = {
-        name.removeprefix(VQ_PREFIX): tensor for name, tensor in language_model.items() if name.startswith(VQ_PREFIX)
-    }
-    layout = "Chameleon" if stock_vq else "WorldVLA"
-    tokenizer_folder = _folder("tokenizer", tokenizer or model_folder)
-    tokenizer_file = require_file(tokenizer_folder, "tokenizer.json", "the tokenizer; the authors' is in base_model/")
-    if vq is None:
-        raise ValueError(_missing_vq(layout))
-    vq_folder = _folder("vq", vq)
-    vq_config = read_vq_config(require_file(vq_folder, "vqgan.yaml", "sizes of the image tokenizer"))
-    vq_tensors = open_file(require_file(vq_folder, "vqgan.ckpt", "weights of the image tokenizer with its decoder"))
-
-    # not AutoTokenizer: transformers < 5.20 rebuilds what tokenizer_config.json calls a Llama tokenizer as one
-    text_tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-    vocabularies = {"tokenizer.json": text_tokenizer.get_vocab(), "config.json": source.get("vocabulary_map")}
-    if (vq_folder / "text_tokenizer.json").is_file():
-        vocabularies["text_tokenizer.json"] = _text_vocabulary(vq_folder / "text_tokenizer.json")
-    config = build_config(source, vq_config, source.get("vocabulary_map") or text_tokenizer.get_vocab(), choices)
-    vocabulary = compare_vocabularies(vocabularies, config.vocab_size, config.vq_config.num_embeddings)
-
-    empty_model = _empty_model(config)
-    tensors, counts = plan_tensors(empty_model, language_model, vq_tensors)
-    if stock_vq:
-        counts["encoder_difference"] = compare_encoders(stock_vq, vq_tensors)
-    processor = WorldVLAProcessor(
-        WorldVLAImageProcessor(target_size=choices.target_size),
-        text_tokenizer,
-        embodiments={choices.embodiment: choices.robot},
-        default_embodiment=choices.embodiment,
-        prompts={"world": choices.world_prompt},
-        instruction_style=choices.instruction_style,
-        num_actions=choices.num_actions,
-        history=choices.history,
-    )
+    source = read_source(model, tokenizer, vq)
+    config = build_config(source, choices)
+    vocabulary = compare_vocabularies(source.vocabularies, config.vocab_size, config.vq_config.num_embeddings)
+    with torch.device("meta"):  # knows the names and shapes of its weights, and has no memory for them
+        empty_model = WorldVLAForCausalLM(config)
+    tensors, counts = plan_tensors(empty_model, source)
+    processor = build_processor(source.tokenizer, choices)
     report: dict[str, Any] = {
         "generator": f"transformers_worldvla {__version__}",
-        "layout": layout,
+        "layout": source.layout,
         "choices": {**asdict(choices), "prompts": processor.prompts},
         "tensors": counts,
         "vocabulary": vocabulary,
-        "config": config_changes(source, config),
+        "config": config_changes(source.config, config),
+        "sources": describe_sources(source, progress),
     }
-    files = {"model": {tensor.file for tensor in language_model.values()} | {model_folder / "config.json"}}
-    files["tokenizer"] = {tokenizer_file, tokenizer_folder / "tokenizer_config.json"}
-    files["vq"] = {vq_folder / name for name in ("vqgan.yaml", "vqgan.ckpt", "text_tokenizer.json")}
-    report["sources"] = list(_describe_sources(files, progress))
-
     with _new_folder(output, counts["bytes"]) as folder:
-        _save_without_weights(empty_model.to(tensors[0].dtype), folder)
+        dtype = next(tensor.dtype for tensor in tensors if tensor.name == "model.embed_tokens.weight")
+        _save_without_weights(empty_model.to(dtype), folder)
         processor.save_pretrained(folder)
-        _consume(write_folder(folder, tensors, max_shard_bytes), "writing weights", tensors, progress)
-        report["self_check"] = check_output(folder, tensors, tokenizer_file, forward_limit, progress)
+        _consume(write_folder(folder, tensors, max_shard_bytes), "writing weights", counts["bytes"], progress)
+        report["self_check"] = check_output(folder, tensors, source.tokenizer_file, forward_limit, progress)
         write_report(folder / REPORT_NAME, report)
     return report
 
 
 # -------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to convert: everything but the values of its weights."""
+
+    layout: str
+    config: dict[str, Any]
+    language_model: dict[str, StoredTensor]  # in the Chameleon layout with an image tokenizer without decoder
+    vq_config: WorldVLAVQVAEConfig
+    vq: dict[str, StoredTensor]
+    tokenizer: PreTrainedTokenizerFast
+    tokenizer_file: Path
+    vocabularies: dict[str, dict[str, int] | None]  # name -> id in each file that has any
+    files: dict[str, list[Path]]  # role -> what was read
+
+
+def read_source(model: str | Path, tokenizer: str | Path | None, vq: str | Path | None) -> Source:
+    """Open the three folders of a checkpoint. Raises FileNotFoundError and ValueError as `convert_checkpoint` does."""
+    model_folder, tokenizer_folder = _folder("model", model), _folder("tokenizer", tokenizer or model)
+    config_file = require_file(model_folder, "config.json", "the model's configuration")
+    config = read_json(config_file)
+    _check_layout(model_folder, config)
+    language_model = open_folder(model_folder)
+    if head := next((name for name in language_model if "action_head" in name), None):
+        raise ValueError(_refuse_rynnvla(model_folder, f"it holds {head}"))
+    layout = "Chameleon" if any(name.startswith(VQ_PREFIX) for name in language_model) else "WorldVLA"
+    if vq is None:
+        raise ValueError(_missing_vq(layout))
+    vq_folder = _folder("vq", vq)
+    vq_files = [
+        require_file(vq_folder, "vqgan.yaml", "sizes of the image tokenizer"),
+        require_file(vq_folder, "vqgan.ckpt", "weights of the image tokenizer with its decoder"),
+    ]
+    tokenizer_file = require_file(tokenizer_folder, "tokenizer.json", "the tokenizer; the authors' is in base_model/")
+    read_json(tokenizer_file)  # says better what is wrong with a damaged one
+    # not AutoTokenizer: some versions of transformers rebuild what tokenizer_config.json calls a Llama tokenizer
+    text_tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+    vocabularies = {"tokenizer.json": text_tokenizer.get_vocab(), "config.json": config.get("vocabulary_map")}
+    if (names := vq_folder / "text_tokenizer.json").is_file():
+        vocabularies[names.name] = _text_vocabulary(names)
+        vq_files.append(names)
+    return Source(
+        layout=layout,
+        config=config,
+        language_model=language_model,
+        vq_config=read_vq_config(vq_files[0]),
+        vq=open_file(vq_files[1]),
+        tokenizer=text_tokenizer,
+        tokenizer_file=tokenizer_file,
+        vocabularies=vocabularies,
+        files={
+            "model": [config_file, *sorted({tensor.file for tensor in language_model.values()})],
+            "tokenizer": [tokenizer_file],
+            "vq": vq_files,
+        },
+    )
 
 
 def _folder(role: str, path: str | Path) -> Path:
@@ -228,22 +251,26 @@ def _check_target(output: Path, sources: list[str | Path], overwrite: bool) -> N
         )
 
 
-def _check_source(folder: Path, config: Mapping[str, Any]) -> None:
+def _check_layout(folder: Path, config: Mapping[str, Any]) -> None:
     """Is this a layout that can be converted? Raises ValueError that says what it is instead."""
-    architectures = config.get("architectures") or []
-    if any("action_head" in name for name in architectures) or {"action_dim", "time_horizon"} <= set(config):
-        raise ValueError(
-            f"{folder} is a RynnVLA-002 checkpoint ({', '.join(architectures)}), not WorldVLA: its continuous action head "
-            "and robot state tokens have no place in WorldVLA, so it cannot be converted"
-        )
+    architectures = ", ".join(config.get("architectures") or ["none named"])
+    if "action_head" in architectures or "time_horizon" in config:
+        raise ValueError(_refuse_rynnvla(folder, f"architectures: {architectures}"))
     if config.get("model_type") == WorldVLAConfig.model_type:
         raise ValueError(f"{folder} is a transformers_worldvla checkpoint already: load it with from_pretrained")
     if config.get("model_type") != ChameleonConfig.model_type:
         raise ValueError(
-            f"unknown layout of {folder}: expected a config.json with model_type {ChameleonConfig.model_type!r} (a model "
-            f"folder of WorldVLA, or a Hugging Face Chameleon folder), found model_type {config.get('model_type')!r} and "
-            f"architectures {architectures}"
+            f"unknown layout of {folder}: expected a config.json with model_type {ChameleonConfig.model_type!r} (a "
+            "model folder of WorldVLA, or a Hugging Face Chameleon folder), found model_type "
+            f"{config.get('model_type')!r}, architectures: {architectures}"
         )
+
+
+def _refuse_rynnvla(folder: Path, found: str) -> str:
+    return (
+        f"{folder} is a RynnVLA-002 checkpoint ({found}) and cannot be converted: its continuous action head and robot "
+        "state tokens have no place in WorldVLA"
+    )
 
 
 def _missing_vq(layout: str) -> str:
@@ -278,16 +305,14 @@ def _text_vocabulary(path: Path) -> dict[str, int]:
     return vocabulary
 
 
-def build_config(
-    source: Mapping[str, Any], vq_config: WorldVLAVQVAEConfig, vocabulary: dict[str, int], choices: Choices
-) -> WorldVLAConfig:
+def build_config(source: Source, choices: Choices) -> WorldVLAConfig:
     """Our configuration: sizes of the source, the authors' losses, dimensions of the embodiment."""
-    chameleon = ChameleonConfig.from_dict(dict(source))  # knows the older spellings of its own fields
+    chameleon = ChameleonConfig.from_dict(source.config)  # knows the older spellings of its own fields
     return WorldVLAConfig(
         **{name: getattr(chameleon, name) for name in CONFIG_FIELDS},
-        **{name: source[name] for name in WORLDVLA_FIELDS if name in source},
-        vq_config=vq_config,
-        vocabulary_map=vocabulary,
+        **{name: source.config[name] for name in WORLDVLA_FIELDS if name in source.config},
+        vq_config=source.vq_config,
+        vocabulary_map=source.vocabularies["config.json"] or source.vocabularies["tokenizer.json"],
         action_dim=choices.robot.action_dim,
         num_cameras=choices.robot.num_cameras,
         loss_reduction="authors",
@@ -295,68 +320,73 @@ def build_config(
     )
 
 
-def _empty_model(config: WorldVLAConfig) -> WorldVLAForCausalLM:
-    """The model without memory for its weights: it knows their names and shapes."""
-    with torch.device("meta"):
-        return WorldVLAForCausalLM(config)
+def build_processor(tokenizer: PreTrainedTokenizerFast, choices: Choices) -> WorldVLAProcessor:
+    """The processor of one embodiment."""
+    return WorldVLAProcessor(
+        WorldVLAImageProcessor(target_size=choices.target_size),
+        tokenizer,
+        embodiments={choices.embodiment: choices.robot},
+        default_embodiment=choices.embodiment,
+        prompts={"world": choices.world_prompt},
+        instruction_style=choices.instruction_style,
+        num_actions=choices.num_actions,
+        history=choices.history,
+    )
 
 
 # -------------------------------------------------------------------- planning
 
 
-def plan_tensors(
-    empty_model: WorldVLAForCausalLM, language_model: Mapping[str, StoredTensor], vq: Mapping[str, StoredTensor]
-) -> tuple[list[StoredTensor], dict[str, Any]]:
+def plan_tensors(empty_model: WorldVLAForCausalLM, source: Source) -> tuple[list[StoredTensor], dict[str, Any]]:
     """Which tensor of the output comes from where, and the counts for the report.
 
-    Raises ValueError when a tensor is missing, unknown or of another shape. What the image tokenizer's file holds beyond
-    encoder, codebook and decoder is training state and left out.
+    Raises ValueError when a tensor is missing, unknown or of another shape. Only the image tokenizer's file may hold
+    more than its encoder, codebook and decoder: the state of its own training, which is left out.
     """
     expected = {name: tuple(value.shape) for name, value in empty_model.state_dict().items()}
     if empty_model.config.tie_word_embeddings:
         del expected["lm_head.weight"]
-    heads = {"q": empty_model.config.num_attention_heads, "k": empty_model.config.num_key_value_heads}
-    planned: list[StoredTensor] = []
-    unexpected, dropped, repeated = [], [], 0
-    for name, tensor in language_model.items():
-        if name.startswith(VQ_PREFIX) or name.endswith(RECOMPUTED_SUFFIX):
-            dropped.append(name)
-            continue
-        if name.endswith(QK_NORMS) and len(tensor.shape) == 2:
-            rows = heads[name.rpartition("_norm.")[0][-1]]
-            if tensor.shape[0] < rows and rows % tensor.shape[0] == 0:
-                tensor, repeated = tensor.repeat_rows(rows), repeated + 1
-        if not tensor.dtype.is_floating_point:
-            raise ValueError(f"{tensor.file}: {name} is {tensor.dtype}: convert unquantized weights")
-        (planned if name in expected else unexpected).append(tensor)
-    if unexpected:
-        raise ValueError(_mismatch("holds tensors that WorldVLA does not have", [tensor.name for tensor in unexpected]))
-    read = len(language_model)
-    for name, tensor in vq.items():
-        if VQ_PREFIX + name in expected:
-            planned.append(tensor.cast(torch.float32).rename(VQ_PREFIX + name))
-        elif not name.startswith(VQ_TRAINING_PREFIXES):
-            unexpected.append(tensor)
+    stock_vq, recomputed, language_model = {}, [], []
+    for name, tensor in source.language_model.items():
+        if name.startswith(VQ_PREFIX):
+            stock_vq[name.removeprefix(VQ_PREFIX)] = tensor
+        elif name.endswith(RECOMPUTED_SUFFIX):
+            recomputed.append(name)
         else:
-            dropped.append(name)
+            language_model.append(_for_every_head(tensor, expected.get(name)))
+    if quantized := [tensor.name for tensor in language_model if not tensor.dtype.is_floating_point]:
+        raise ValueError(f"quantized weights, such as {quantized[0]}, cannot be converted: take the unquantized ones")
+    if unknown := [tensor.name for tensor in language_model if tensor.name not in expected]:
+        raise ValueError(_mismatch("holds tensors that WorldVLA does not have", unknown))
+
+    vq = {VQ_PREFIX + name: tensor.cast(torch.float32).rename(VQ_PREFIX + name) for name, tensor in source.vq.items()}
+    planned = [*language_model, *(tensor for name, tensor in vq.items() if name in expected)]
     names = {tensor.name for tensor in planned}
     if missing := [name for name in expected if name not in names]:
         raise ValueError(_mismatch("lacks tensors", missing))
     if wrong := [tensor for tensor in planned if tensor.shape != expected[tensor.name]]:
         shapes = [f"{tensor.name} {tensor.shape} for {expected[tensor.name]}" for tensor in wrong]
         raise ValueError(_mismatch("has tensors of another shape than its configuration says", shapes))
-    language_dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in planned if not t.name.startswith(VQ_PREFIX)})
+    training = [name for name in source.vq if name.startswith(VQ_TRAINING_PREFIXES)]
     counts = {
-        "read": read + len(vq),
+        "read": len(source.language_model) + len(source.vq),
         "written": len(planned),
         "bytes": sum(tensor.nbytes for tensor in planned),
-        "qk_norms_repeated": repeated,
-        "left_out": len(dropped),
+        "qk_norms_repeated": sum(tensor.shape != source.language_model[tensor.name].shape for tensor in language_model),
+        "left_out": len(training) + len(recomputed) + len(stock_vq),
         "missing": [],
-        "unexpected": [tensor.name for tensor in unexpected],
-        "language_model_dtypes": language_dtypes,
+        "unexpected": [name for name in source.vq if VQ_PREFIX + name not in expected and name not in training],
+        "language_model_dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in language_model}),
+        "encoder_difference": compare_encoders(stock_vq, source.vq) if stock_vq else None,
     }
     return planned, counts
+
+
+def _for_every_head(tensor: StoredTensor, shape: tuple[int, ...] | None) -> StoredTensor:
+    """q/k norms are stored once for each of r model-parallel ranks, (r, head_dim): repeat them for the heads of each."""
+    if not tensor.name.endswith(QK_NORMS) or shape is None or len(tensor.shape) != 2:
+        return tensor
+    return tensor.repeat_rows(shape[0]) if shape[0] % tensor.shape[0] == 0 else tensor
 
 
 def _mismatch(what: str, names: list[str]) -> str:
@@ -387,13 +417,15 @@ def compare_encoders(stock: Mapping[str, StoredTensor], vq: Mapping[str, StoredT
 # -------------------------------------------------------------------- writing
 
 
-def _describe_sources(files: Mapping[str, set[Path]], progress: bool) -> Iterator[dict[str, Any]]:
+def describe_sources(source: Source, progress: bool) -> list[dict[str, Any]]:
     """Role, name, bytes and sha256 of every file that was read."""
-    paths = [(role, path) for role, members in files.items() for path in sorted(members) if path.is_file()]
+    descriptions = []
+    paths = [(role, path) for role, members in source.files.items() for path in members]
     for role, path in tqdm(paths, "hashing sources", disable=not progress):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        yield {"role": role, "name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+        descriptions.append({"role": role, "name": path.name, "bytes": path.stat().st_size, "sha256": digest})
+    return descriptions
 
 
 def _save_without_weights(empty_model: WorldVLAForCausalLM, folder: Path) -> None:
@@ -407,8 +439,7 @@ def _save_without_weights(empty_model: WorldVLAForCausalLM, folder: Path) -> Non
             logging.enable_progress_bar()
 
 
-def _consume(written: Iterator[int], label: str, tensors: list[StoredTensor], progress: bool) -> None:
-    total = sum(tensor.nbytes for tensor in tensors)
+def _consume(written: Iterator[int], label: str, total: int, progress: bool) -> None:
     with tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=not progress) as bar:
         for nbytes in written:
             bar.update(nbytes)

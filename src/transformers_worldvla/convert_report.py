@@ -76,8 +76,8 @@ def compare_vocabularies(
         if conflicts := [name for name in first if name in second and first[name] != second[name]]:
             name = conflicts[0]
             raise ValueError(
-                f"{reference} and {file} do not belong together: {len(conflicts)} tokens have different ids, for example "
-                f"{name!r} ({first[name]} and {second[name]})"
+                f"{reference} and {file} do not belong together: {len(conflicts)} tokens have different ids, "
+                f"for example {name!r} ({first[name]} and {second[name]})"
             )
         if grammars[reference] != grammars[file]:
             raise ValueError(f"{reference} and {file} do not belong together: they do not name the same image tokens")
@@ -225,7 +225,7 @@ def run_once(folder: Path, processor: WorldVLAProcessor, picture: Image.Image) -
 # -------------------------------------------------------------------- telling
 
 
-def warnings(report: Mapping[str, Any]) -> list[str]:
+def find_warnings(report: Mapping[str, Any]) -> list[str]:
     """What the numbers of a report mean where they are unusual."""
     lines = []
     check = report["self_check"]
@@ -247,7 +247,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Add the warnings and write the report as JSON."""
-    report["warnings"] = warnings(report)
+    report["warnings"] = find_warnings(report)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """Weights in and out of a conversion, one tensor at a time: the largest tensor is all that memory has to hold.
 
-Reads safetensors and PyTorch files, single or in shards with an index; writes safetensors shards with an index. It knows
-names, shapes and bytes, and nothing of models. Pickles are opened weights-only: nothing in them is executed.
+Reads safetensors and PyTorch files, single or in shards with an index; writes safetensors shards with an index. It
+knows names, shapes and bytes, and nothing of models. Pickles are opened weights-only: nothing in them is executed.
 """
 
 import json
@@ -66,6 +66,8 @@ class StoredTensor:
     def repeat_rows(self, rows: int) -> "StoredTensor":
         """(r, ...) -> (rows, ...), each row repeated rows / r times in a row."""
         read, times = self.read, rows // self.shape[0]
+        if times == 1:
+            return self
         return replace(self, shape=(rows, *self.shape[1:]), read=lambda: read().repeat_interleave(times, 0))
 
 
@@ -182,7 +184,7 @@ class _Pickles:
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a PyTorch file, or of its `state_dict` if it has one; mapped from disk if PyTorch 1.6 or later wrote it."""
+    """Tensors of a PyTorch file, or of its `state_dict` if it has one; mapped from disk since PyTorch 1.6."""
     with path.open("rb") as file:
         is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
     try:
