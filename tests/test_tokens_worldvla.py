@@ -125,6 +125,7 @@ def test_block_lengths(published, height, width, length):
     assert published.action_block_length(7) == 9
 
 
+@settings(max_examples=30, deadline=None)
 @given(height=st.integers(1, MAX_GRID), width=st.integers(1, MAX_GRID), seed=st.integers(0, 2**20))
 def test_image_block_round_trip(height, width, seed):
     vocabulary = compact_vocabulary()

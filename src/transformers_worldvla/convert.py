@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 from transformers import ChameleonConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -307,7 +308,10 @@ def _text_vocabulary(path: Path) -> dict[str, int]:
 
 def build_config(source: Source, choices: Choices) -> WorldVLAConfig:
     """Our configuration: sizes of the source, the authors' losses, dimensions of the embodiment."""
-    chameleon = ChameleonConfig.from_dict(source.config)  # knows the older spellings of its own fields
+    try:
+        chameleon = ChameleonConfig.from_dict(source.config)  # knows the older spellings of its own fields
+    except StrictDataclassError as error:
+        raise ValueError(f"the model's config.json is damaged: {' '.join(str(error).split())}") from None
     return WorldVLAConfig(
         **{name: getattr(chameleon, name) for name in CONFIG_FIELDS},
         **{name: source.config[name] for name in WORLDVLA_FIELDS if name in source.config},
@@ -383,8 +387,8 @@ def plan_tensors(empty_model: WorldVLAForCausalLM, source: Source) -> tuple[list
 
 
 def _for_every_head(tensor: StoredTensor, shape: tuple[int, ...] | None) -> StoredTensor:
-    """q/k norms are stored once for each of r model-parallel ranks, (r, head_dim): repeat them for the heads of each."""
-    if not tensor.name.endswith(QK_NORMS) or shape is None or len(tensor.shape) != 2:
+    """q/k norms are stored once for each of r model-parallel ranks, (r, head_dim): repeat them for that rank's heads."""
+    if not tensor.name.endswith(QK_NORMS) or shape is None or len(tensor.shape) != 2 or not tensor.shape[0]:
         return tensor
     return tensor.repeat_rows(shape[0]) if shape[0] % tensor.shape[0] == 0 else tensor
 

@@ -19,6 +19,7 @@ with C cameras a time step holds C images in camera order. The height comes befo
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -222,7 +223,7 @@ class WorldVLATokens:
             ids.append(self.separator)
         return TokenSequence(ids, [position >= length for position in range(len(ids))])
 
-    @property
+    @cached_property
     def structural_ids(self) -> frozenset[int]:
         """Every id that is not text."""
         singles = {self.bos, self.pad, self.separator, self.image_start, self.image_end, self.image_newline}

@@ -24,7 +24,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device_argument(parser: Any) -> None:
-    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, mps ... (default: cuda if any)")
+    parser.add_argument(
+        "--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, mps ... (default: cuda if any)"
+    )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +134,7 @@ def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto"
 
 
 def choose_device(device: str) -> Any:
-    """The torch device of that name; "auto" is CUDA where there is some, else the CPU. UserError when it is not here."""
+    """The torch device of that name; "auto" is CUDA where there is some, else the CPU. UserError for one not here."""
     import torch
 
     if device == "auto":
@@ -147,10 +149,9 @@ def choose_device(device: str) -> Any:
 
 
 def sampling_options(args: argparse.Namespace, device: Any) -> dict[str, Any]:
-    """Arguments of `generate_actions` and `generate_frames`. UserError for an option that needs `--sample`."""
+    """Arguments of `generate_actions` and `generate_frames`."""
     import torch
 
-    check_sampling(args)
     if not args.sample:
         return {}
     return {

@@ -2,12 +2,25 @@
 
 import argparse
 import re
+import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import add_model_arguments, add_sampling_arguments, positive_float, positive_int
+from .checkpoints import (
+    add_model_arguments,
+    add_sampling_arguments,
+    check_sampling,
+    describe_sampling,
+    find_checkpoint,
+    load_model,
+    load_processor,
+    positive_float,
+    positive_int,
+    sampling_options,
+)
+from .errors import UserError
 
 _EPILOG = """\
 examples:
@@ -48,9 +61,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="feed image tokens back, or decode and encode each frame again (%(default)s)",
     )
     parser.add_argument(
-        "--num-history", type=positive_int, default=1, metavar="N", help="(frame, action) pairs in a prompt (%(default)s)"
+        "--num-history",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="(frame, action) pairs in a prompt (%(default)s)",
     )
-    parser.add_argument("--fps", type=positive_float, metavar="X", help="of the GIF (the robot's control rate, else 10)")
+    parser.add_argument(
+        "--fps", type=positive_float, metavar="X", help="of the GIF (the robot's control rate, else 10)"
+    )
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     add_model_arguments(parser)
     add_sampling_arguments(parser)
@@ -61,15 +80,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
     from ..evaluation.open_loop import StepCounter
-    from .checkpoints import (
-        check_sampling,
-        describe_sampling,
-        find_checkpoint,
-        load_model,
-        load_processor,
-        sampling_options,
-    )
-    from .errors import UserError
     from .files import check_output_folder, read_picture, read_plan
 
     check_sampling(args)
@@ -83,7 +93,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         names = ", ".join(robot.cameras)
         raise UserError(f"--image takes one file a camera of {robot.name}: {names}; {len(pictures)} given")
     plan = read_plan(args.actions, robot.action_names, robot.action_dim)
-    robot.encode(plan)  # warns once, before the model is loaded, when the plan leaves the range
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        robot.encode(plan)
+    for warning in caught:  # the plan leaves the range: said once, not at every step
+        print(f"warning: {warning.message}", file=sys.stderr)
 
     model = load_model(checkpoint, args.device, args.dtype)
     began = time.perf_counter()

@@ -6,7 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import add_model_arguments, add_sampling_arguments, positive_int
+from .checkpoints import (
+    add_model_arguments,
+    add_sampling_arguments,
+    check_sampling,
+    describe_sampling,
+    find_checkpoint,
+    load_model,
+    load_processor,
+    positive_int,
+    sampling_options,
+)
 
 _EPILOG = """\
 examples:
@@ -43,14 +53,6 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from .checkpoints import (
-        check_sampling,
-        describe_sampling,
-        find_checkpoint,
-        load_model,
-        load_processor,
-        sampling_options,
-    )
     from .files import PLAN_SUFFIXES, check_output_file, read_picture, write_plan
 
     check_sampling(args)

@@ -70,9 +70,7 @@ def read_recording(
         pixels = model.detokenize_images(torch.from_numpy(flat[start : start + batch_size]).long())
         decoded += [np.asarray(picture) for picture in processor.image_processor.postprocess(pixels)]
     reconstructed = np.stack(decoded).reshape(pictures.shape)
-    return Recording(
-        episode.index, episode.instruction, robot.name, names, actions, codes, pictures, reconstructed
-    )
+    return Recording(episode.index, episode.instruction, robot.name, names, actions, codes, pictures, reconstructed)
 
 
 def _model_pictures(processor: Any, episode: Episode, camera: str, batch_size: int) -> np.ndarray:

@@ -100,8 +100,8 @@ def film_strip(rows: Mapping[str, Sequence[Image.Image]], columns: Sequence[str]
 class Line:
     """Values y at places x of a plot; a name makes an entry of the legend."""
 
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
     color: tuple[int, int, int]
     name: str | None = None
     width: int = 2
@@ -157,7 +157,13 @@ def line_plot(title: str, lines: Sequence[Line], size: tuple[int, int], x_label:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _legend(draw: ImageDraw.ImageDraw, lines: Sequence[Line], right: int, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: int) -> None:
+def _legend(
+    draw: ImageDraw.ImageDraw,
+    lines: Sequence[Line],
+    right: int,
+    face: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    text: int,
+) -> None:
     """Names of lines at the top right, in their colours."""
     for line in reversed(lines):
         draw.text((right, 0), line.name or "", fill=line.color, font=face, anchor="ra")
