@@ -1,8 +1,9 @@
-"""Makes tests/fixtures/libero from the full LIBERO recordings: `python scripts/make_data_fixtures.py RECORDINGS`.
+"""Makes tests/fixtures/libero and lerobot_small: `python scripts/make_data_fixtures.py RECORDINGS ROUNDTRIP`.
 
 RECORDINGS holds `lerobot_v30_video`, `lerobot_v21_video`, `libero_hdf5` and `expected`. The v3.0 set is cut (packets
 copied, see cut_lerobot.py), of the v2.1 set the first episodes stay byte for byte, of the HDF5 file the first steps of
 one demo. Of what the real readers returned (`expected`) the rows and pictures that are still there stay.
+ROUNDTRIP is the folder of lerobot_roundtrip.sh: its datasets stay whole, of what LeRobot returned some pictures.
 """
 
 import json
@@ -17,20 +18,35 @@ from cut_lerobot import cut
 
 from transformers_worldvla.data import load_episodes
 
-TARGET = Path(__file__).parents[1] / "tests" / "fixtures" / "libero"
+FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+TARGET, SMALL = FIXTURES / "libero", FIXTURES / "lerobot_small"
 V30, V30_STEPS = [0, 27, 28, 30, 83], 60  # the cameras split their files at episodes 28 and 30
 V21 = [0, 1]
 HDF5_STEPS = 12
 
 
-def main(recordings: Path) -> None:
-    shutil.rmtree(TARGET, ignore_errors=True)
+def make_libero(recordings: Path) -> None:
+    for path in TARGET.glob("[!R]*"):  # all but the README
+        shutil.rmtree(path)
     cut(load_episodes(recordings / "lerobot_v30_video"), TARGET / "lerobot_v30_video", V30, V30_STEPS)
     keep_first_episodes(recordings / "lerobot_v21_video", TARGET / "lerobot_v21_video", len(V21))
     shorten_demo(next((recordings / "libero_hdf5").glob("*.hdf5")), TARGET / "libero_hdf5", HDF5_STEPS)
     keep_expected(recordings / "expected", "lerobot_v30_video", "ep{:06d}_fr{:06d}", V30, V30_STEPS)
     keep_expected(recordings / "expected", "lerobot_v21_video", "ep{:06d}_fr{:06d}", V21, None)
     keep_expected(recordings / "expected", "libero_hdf5", "demo_{}_fr{:06d}", [0], HDF5_STEPS)
+
+
+def make_small(roundtrip: Path) -> None:
+    for path in SMALL.glob("v*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for version, name in (("0.3.3", "v21"), ("0.4.4", "v30")):
+        for kind, decoder in (("video", "pyav"), ("image", "stored")):
+            source, target = roundtrip / f"data-{version}", SMALL / f"{name}_{kind}"
+            shutil.copytree(source / kind, target, ignore=shutil.ignore_patterns("images", ".cache"))
+            expected = dict(np.load(source / f"{kind}_{decoder}.npz"))
+            kept = np.arange(0, len(expected["action"]), 5)
+            cameras = {key: value[kept] for key, value in expected.items() if value.ndim == 4}
+            np.savez_compressed(f"{target}.npz", **(expected | cameras), kept=kept)
 
 
 def keep_first_episodes(source: Path, target: Path, count: int) -> None:
@@ -93,4 +109,5 @@ def keep_expected(expected: Path, name: str, array: str, episodes: list[int], st
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    make_libero(Path(sys.argv[1]))
+    make_small(Path(sys.argv[2]))

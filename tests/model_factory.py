@@ -20,7 +20,7 @@ VQ_SIZES = {
     "channel_multiplier": [1, 1, 1, 1, 1],
     "num_res_blocks": 1,
     "embed_dim": 8,
-    "latent_channels": 8,
+    "latent_channels": 16,
     "resolution": 64,
 }
 

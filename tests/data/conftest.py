@@ -17,15 +17,20 @@ def libero() -> Path:
 
 
 @pytest.fixture(scope="session")
-def lerobot_pictures() -> Path:
-    """Datasets with pictures inside parquet, v2.1 and v3.0, by LeRobot's writers, and what its readers return."""
-    return FIXTURES / "lerobot_pictures"
+def small() -> Path:
+    """Tiny datasets by LeRobot's own writers, v2.1 and v3.0, and what its readers return (see its README)."""
+    return FIXTURES / "lerobot_small"
 
 
 @pytest.fixture
-def copy_of(libero: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of a dataset of `libero` that may be changed."""
-    return lambda name: Path(shutil.copytree(libero / name, tmp_path / name))
+def copy_of(libero: Path, small: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a dataset of `libero` or `small` that may be changed."""
+
+    def copy(name: str) -> Path:
+        source = small / name if (small / name).exists() else libero / name
+        return Path(shutil.copytree(source, tmp_path / name))
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from transformers_worldvla.data import EpisodeError, load_episodes, scan_episode
 
 ROWS_V21, ROWS_V30 = "data/chunk-000/episode_000001.parquet", "data/chunk-000/file-000.parquet"
 EPISODES_V30 = "meta/episodes/chunk-000/file-000.parquet"
-VIDEO_V21 = "videos/chunk-000/observation.images.wrist_image/episode_000001.mp4"
+VIDEO_V21 = "videos/chunk-000/observation.images.wrist/episode_000001.mp4"
 VIDEO_V30 = "videos/observation.images.image/chunk-000/file-001.mp4"
 
 
@@ -68,22 +68,22 @@ def test_undamaged_recordings_have_no_problem(libero, name):
         (
             VIDEO_V21,
             lambda path: shutil.copy(str(path).replace("001.mp4", "000.mp4"), path),
-            "ends at 5.750 s, a frame at",
+            "ends at 0.500 s, a frame at",
         ),
         (ROWS_V21, Path.unlink, "file is missing"),
         (ROWS_V21, truncate, "cannot be read: "),
-        (ROWS_V21, lambda path: drop_rows(path, 3), "holds 170 rows, the metadata says 173"),
+        (ROWS_V21, lambda path: drop_rows(path, 3), "holds 3 rows, the metadata says 6"),
         (
             ROWS_V21,
             lambda path: shutil.copy(str(path).replace("001.", "000."), path),
-            "holds 0 rows, the metadata says 173",
+            "holds 0 rows, the metadata says 6",
         ),
         (ROWS_V21, lambda path: edit_column(path, "frame_index", set_first(5)), "frame_index does not count 0, 1, 2"),
         (ROWS_V21, lambda path: edit_column(path, "action", set_first([np.nan] * 7)), "action of step 0 is not finite"),
         (
             ROWS_V21,
             lambda path: edit_column(path, "task_index", set_first(0)),
-            "task_index stands for ['push the plate",
+            "task_index stands for ['open the drawer",
         ),
         (ROWS_V21, lambda path: edit_column(path, "timestamp", set_first(0.02)), "timestamps are up to 0.020 s off"),
         (
@@ -94,16 +94,16 @@ def test_undamaged_recordings_have_no_problem(libero, name):
     ],
 )
 def test_damage_of_one_episode_is_one_line_with_file_and_episode(copy_of, file, damage, message):
-    folder = copy_of("lerobot_v21_video")
+    folder = copy_of("v21_video")
     damage(folder / file)
     report = scan_episodes(folder)
     lines = [str(problem) for problem in report.problems]
-    assert report.bad_episodes == [1] and report.num_episodes == 2
+    assert report.bad_episodes == [1] and report.num_episodes == 4
     assert any(message in line for line in lines), lines
     assert all(f"{folder}/{file}: episode 1: " in line and "\n" not in line for line in lines), lines
     episode = load_episodes(folder)[1]
     with pytest.raises(EpisodeError) as raised:
-        _ = episode.actions, episode.check(), episode.frames("image"), episode.frames("wrist_image")
+        _ = episode.actions, episode.check(), episode.frames("front"), episode.frames("wrist")
     assert str(raised.value) in lines
 
 
@@ -129,9 +129,8 @@ def test_damage_inside_a_video_hits_only_its_episodes(copy_of):
     assert {problem.file for problem in report.problems} == {f"{folder}/{VIDEO_V30}"}
 
 
-def test_a_picture_that_is_cut_short(lerobot_pictures, tmp_path):
-    folder = tmp_path / "v21"
-    shutil.copytree(lerobot_pictures / "v21", folder)
+def test_a_picture_that_is_cut_short(copy_of):
+    folder = copy_of("v21_image")
 
     def damage(cells: list[dict]) -> list[dict]:
         return [cells[0], {**cells[1], "bytes": cells[1]["bytes"][:90]}, {"bytes": None, "path": None}, *cells[3:]]
@@ -147,50 +146,50 @@ def test_a_picture_that_is_cut_short(lerobot_pictures, tmp_path):
 @pytest.mark.parametrize(
     ("name", "damage", "messages"),
     [
-        ("lerobot_v21_video", lambda f: (f / "meta/info.json").write_text("{"), ["meta/info.json: is not JSON: "]),
+        ("v21_video", lambda f: (f / "meta/info.json").write_text("{"), ["meta/info.json: is not JSON: "]),
         (
-            "lerobot_v21_video",
+            "v21_video",
             lambda f: edit_json(f / "meta/info.json", fps=None),
             ["meta/info.json: is not complete: "],
         ),
         (
-            "lerobot_v21_video",
+            "v21_video",
             lambda f: edit_json(f / "meta/info.json", total_episodes=9, total_frames=5),
-            ["info.json: says 9 episodes, 2 are listed", "info.json: says 5 frames, the episodes have 289"],
+            ["info.json: says 9 episodes, 4 are listed", "info.json: says 5 frames, the episodes have 33"],
         ),
-        ("lerobot_v21_video", lambda f: (f / "meta/tasks.jsonl").unlink(), ["meta/tasks.jsonl: file is missing"]),
-        ("lerobot_v21_video", lambda f: (f / "meta/tasks.jsonl").write_text('{"task": "a"}'), ['lacks "task_index"']),
-        ("lerobot_v21_video", lambda f: truncate(f / "meta/episodes.jsonl"), ["meta/episodes.jsonl: is not JSON: "]),
+        ("v21_video", lambda f: (f / "meta/tasks.jsonl").unlink(), ["meta/tasks.jsonl: file is missing"]),
+        ("v21_video", lambda f: (f / "meta/tasks.jsonl").write_text('{"task": "a"}'), ['lacks "task_index"']),
+        ("v21_video", lambda f: truncate(f / "meta/episodes.jsonl"), ["meta/episodes.jsonl: is not JSON: "]),
         (
-            "lerobot_v21_video",
+            "v21_video",
             lambda f: edit_json(f / "meta/info.json", video_path=None),
-            ["video_path is null, yet observation.images.image is a video"],
+            ["video_path is null, yet observation.images.front is a video"],
         ),
         (
-            "lerobot_v21_video",
+            "v21_video",
             lambda f: edit_json(f / "meta/info.json", data_path="data/{nothing}.parquet"),
             ['the path "data/{nothing}.parquet" cannot be filled in: '],
         ),
-        ("lerobot_v30_video", lambda f: shutil.rmtree(f / "meta/episodes"), ["meta/episodes: holds no parquet file"]),
-        ("lerobot_v30_video", lambda f: truncate(f / EPISODES_V30), [f"{EPISODES_V30}: cannot be read: "]),
+        ("v30_video", lambda f: shutil.rmtree(f / "meta/episodes"), ["meta/episodes: holds no parquet file"]),
+        ("v30_video", lambda f: truncate(f / EPISODES_V30), [f"{EPISODES_V30}: cannot be read: "]),
         (
-            "lerobot_v30_video",
+            "v30_video",
             lambda f: edit_column(f / EPISODES_V30, "data/file_index", set_first(None)),
             [f"{EPISODES_V30}: episode 0: column data/file_index is empty"],
         ),
         (
-            "lerobot_v30_video",
+            "v30_video",
             lambda f: edit_column(f / EPISODES_V30, "episode_index", set_first(7)),
             ["episode 0 is not listed, 1 stands in its place", f"{ROWS_V30}: episode 7: holds 0 rows"],
         ),
         (
-            "lerobot_v30_video",
+            "v30_video",
             lambda f: edit_column(f / EPISODES_V30, "tasks", set_first(["fly"])),
-            ["meta: episode 0: tasks ['fly'], length 60: not a known task", "the metadata says ['fly']"],
+            ["meta: episode 0: tasks ['fly'], length 9: not a known task", "the metadata says ['fly']"],
         ),
         (
-            "lerobot_v30_video",
-            lambda f: edit_column(f / EPISODES_V30, "videos/observation.images.image/to_timestamp", set_first(2.0)),
+            "v30_video",
+            lambda f: edit_column(f / EPISODES_V30, "videos/observation.images.front/to_timestamp", set_first(0.5)),
             [
                 "the metadata gives 60 steps 2.000 s of the video",
                 "step 59 is at 2.950 s, the episode's part ends at 2.0",
@@ -208,20 +207,20 @@ def test_damaged_metadata(copy_of, name, damage, messages):
 
 
 def test_pictures_of_another_size_than_declared(copy_of):
-    folder = copy_of("lerobot_v21_video")
+    folder = copy_of("v21_video")
     info = json.loads((folder / "meta/info.json").read_text())
-    info["features"]["observation.images.image"]["shape"] = [480, 640, 3]
+    info["features"]["observation.images.front"]["shape"] = [480, 640, 3]
     edit_json(folder / "meta/info.json", **info)
     lines = [str(problem) for problem in scan_episodes(folder).problems]
-    assert len(lines) == 2 and "observation.images.image is 256 x 256 pixels, meta/info.json says 480 x 640" in lines[0]
+    assert len(lines) == 4 and "observation.images.front is 64 x 96 pixels, meta/info.json says 480 x 640" in lines[0]
 
 
 def test_actions_of_another_width_than_declared(copy_of):
-    folder = copy_of("lerobot_v21_video")
+    folder = copy_of("v21_video")
     info = json.loads((folder / "meta/info.json").read_text())
     info["features"]["action"]["shape"] = [6]
     edit_json(folder / "meta/info.json", **info)
-    with pytest.raises(EpisodeError, match="episode_000000.parquet: episode 0: action has 7 values a row, not 6"):
+    with pytest.raises(EpisodeError, match="episode_000000.parquet: episode 0: action has 4 values a row, not 6"):
         _ = load_episodes(folder)[0].actions
 
 
@@ -241,23 +240,22 @@ def test_what_cannot_be_scanned_raises(tmp_path, libero):
     with pytest.raises(FileNotFoundError):
         scan_episodes(tmp_path / "nothing")
     with pytest.raises(ValueError, match='no camera "top" here'):
-        scan_episodes(libero / "lerobot_v21_video", cameras="top")
+        scan_episodes(libero / "v21_video", cameras="top")
 
 
 @pytest.fixture(scope="module")
-def scratch(libero, lerobot_pictures, tmp_path_factory) -> dict[str, Path]:
+def scratch(libero, small, tmp_path_factory) -> dict[str, Path]:
     """Small datasets of every kind that the next test damages one byte range at a time."""
     root = tmp_path_factory.mktemp("fuzz")
-    for name in ("v21", "v30"):
-        shutil.copytree(lerobot_pictures / name, root / name)
-    shutil.copytree(libero / "libero_hdf5", root / "hdf5")
-    shutil.copytree(libero / "lerobot_v30_video", root / "video")
+    for name in ("v21_video", "v21_image", "v30_video", "v30_image"):
+        shutil.copytree(small / name, root / name)
+    shutil.copytree(libero / "libero_hdf5", root / "libero_hdf5")
     return {folder.name: folder for folder in root.iterdir()}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    kind=st.sampled_from(["v21", "v30", "hdf5", "video"]),
+    kind=st.sampled_from(["v21_video", "v21_image", "v30_video", "v30_image", "libero_hdf5"]),
     choice=st.floats(0, 1, exclude_max=True),
     where=st.floats(0, 1, exclude_max=True),
     junk=st.binary(min_size=1, max_size=64),
@@ -270,7 +268,7 @@ def test_any_damage_ends_in_a_report(scratch, kind, choice, where, junk):
     start = int(where * len(data))
     path.write_bytes(data[:start] + junk + data[start + len(junk) :])
     try:
-        report = scan_episodes(scratch[kind], cameras=None)
+        report = scan_episodes(scratch[kind])
         assert all("\n" not in str(problem) for problem in report.problems)
     finally:
         path.write_bytes(data)

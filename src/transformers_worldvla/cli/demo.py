@@ -27,7 +27,7 @@ examples:
 """
 GIF, PICTURE, NUMBERS = "demo.gif", "demo.png", "demo.json"
 MAX_HORIZON = 20  # steps of a rollout
-MAX_SAMPLES = 128  # chunks and next frames compared; a longer episode is compared at every second, third ... step
+MAX_SAMPLES = 64  # chunks and next frames compared; a longer episode is compared at every second, third ... step
 BATCH_SIZE = 32
 
 

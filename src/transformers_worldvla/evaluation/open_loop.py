@@ -16,7 +16,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.episodes import Episode
-from ..data.samples import tokenize_episode
 from .metrics import action_l1, constant_dimensions, mean_action_chunks, psnr, repeat_last_action
 
 BATCH_SIZE = 16
@@ -62,30 +61,35 @@ def read_recording(
     actions = episode.actions
     if actions.shape[1] != robot.action_dim:
         raise ValueError(f"the episode's actions have D={actions.shape[1]}, embodiment {robot.describe()}")
-    codes = tokenize_episode(episode, model, processor, names, batch_size).frames
-    pictures = np.stack([_model_pictures(processor, episode, name, batch_size) for name in names], axis=1)
-    flat = codes.reshape(-1, *codes.shape[2:])
-    decoded = []
-    for start in range(0, len(flat), batch_size):
-        pixels = model.detokenize_images(torch.from_numpy(flat[start : start + batch_size]).long())
-        decoded += [np.asarray(picture) for picture in processor.image_processor.postprocess(pixels)]
-    reconstructed = np.stack(decoded).reshape(pictures.shape)
+    views = [_read_camera(model, processor, episode, name, batch_size) for name in names]
+    codes, pictures, reconstructed = (np.stack(parts, axis=1) for parts in zip(*views, strict=True))
     return Recording(episode.index, episode.instruction, robot.name, names, actions, codes, pictures, reconstructed)
 
 
-def _model_pictures(processor: Any, episode: Episode, camera: str, batch_size: int) -> np.ndarray:
-    """Frames of a camera as `crop_for_model` gives them: (T, H, W, 3) uint8."""
-    pictures = []
+def _read_camera(
+    model: Any, processor: Any, episode: Episode, camera: str, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes (T, h, w), pictures and reconstructed pictures (T, H, W, 3) of one camera."""
+    codes, pictures, reconstructed = [], [], []
     for start in range(0, len(episode), batch_size):
         frames = episode.frames(camera, start, min(start + batch_size, len(episode)))
-        pictures += [crop_for_model(processor, frame) for frame in frames]
-    return np.stack(pictures)
+        pixels = np.stack([processor.image_processor.pixels(frame) for frame in frames])  # (n, 3, H, W) in [-1, 1]
+        ids = model.tokenize_images(torch.from_numpy(pixels))
+        decoded = processor.image_processor.postprocess(model.detokenize_images(ids))
+        codes.append(ids.cpu().numpy())
+        pictures.append(_to_uint8(pixels))
+        reconstructed.append(np.stack([np.asarray(picture) for picture in decoded]))
+    return np.concatenate(codes), np.concatenate(pictures), np.concatenate(reconstructed)
 
 
 def crop_for_model(processor: Any, picture: Any) -> np.ndarray:
     """A picture as the image processor crops and scales it: (H, W, 3) uint8."""
-    pixels = processor.image_processor.pixels(picture)  # (3, H, W) in [-1, 1]
-    return np.rint((pixels.transpose(1, 2, 0) + 1.0) * 127.5).astype(np.uint8)
+    return _to_uint8(processor.image_processor.pixels(picture))
+
+
+def _to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (..., 3, H, W) of a picture in [-1, 1] -> the bytes (..., H, W, 3) they came from."""
+    return np.rint((np.moveaxis(pixels, -3, -1) + 1.0) * 127.5).astype(np.uint8)
 
 
 # -------------------------------------------------------------------- which steps
