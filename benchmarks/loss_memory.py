@@ -2,9 +2,10 @@
 
     python benchmarks/loss_memory.py [--batch-size 4] [--pixels 256]
 
-One training step (forward and backward) of a 4-layer decoder with the published vocabulary of 65536 on a batch of action
-and world-model samples, in a process of its own for each arm: `labelled` is the model as it is, `full` computes float32
-logits for every position first, as the authors' trainer does. Prints peak resident memory above the idle model and time.
+One training step (forward and backward) of a 4-layer decoder with the published vocabulary of 65536 on a batch of
+action and world-model samples, in a process of its own for each arm: `labelled` is the model as it is, `full` computes
+float32 logits for every position first, as the authors' trainer does. Prints peak resident memory above the idle model
+and time.
 """
 
 import argparse
@@ -77,7 +78,12 @@ def run_arm(arm: str, batch_size: int, pixels: int) -> dict[str, float]:
     loss.backward()
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"loss": loss.item(), "peak_MB": (peak - idle) / 1024, "seconds": seconds, "length": batch["input_ids"].shape[1]}
+    return {
+        "loss": loss.item(),
+        "peak_MB": (peak - idle) / 1024,
+        "seconds": seconds,
+        "length": batch["input_ids"].shape[1],
+    }
 
 
 def main() -> None:

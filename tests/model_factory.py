@@ -1,7 +1,7 @@
 """Tiny random models and hand-written sequences for them: what the tests of the model core share.
 
-The vocabulary is compact and its ids are shuffled, so that nothing passes that assumes an order of ids. Weights are drawn
-large enough that a wrong mask or position changes every logit.
+The vocabulary is compact and its ids are shuffled, so that nothing passes that assumes an order of ids. Weights are
+drawn large enough that a wrong mask or position changes every logit.
 """
 
 from collections.abc import Iterable, Iterator

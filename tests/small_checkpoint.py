@@ -1,6 +1,6 @@
 """Complete checkpoints of toy size: what the tests of commands and evaluation load.
 
-A random model of `model_factory` with a tokenizer of bytes, pictures of 64 pixels (16 codes) and an arm of 7 dimensions.
+A random model of `model_factory` with a tokenizer of bytes, pictures of 64 pixels (16 codes) and LIBERO's arm.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from transformers_worldvla.action_tokenization_worldvla import LIBERO, Embodimen
 from transformers_worldvla.tokens_worldvla import special_token_names
 
 TARGET_SIZE, NUM_ACTIONS = 64, 4
-TWO_ARMED = Embodiment("two_armed", low=(-1.0,) * 3, high=(1.0,) * 3, action_names=("left", "right", "lift"))
+GANTRY = Embodiment("gantry", low=(-1.0,) * 3, high=(1.0,) * 3, action_names=("along", "across", "down"))
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:

@@ -227,7 +227,7 @@ def test_nothing_in_a_pickle_is_executed(
 
 
 def test_a_bare_pickle_is_not_executed(sources: Sources, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sources.write(sources.vq / "vqgan.ckpt", pickle.dumps(Trap(tmp_path / "trapped")))
+    sources.write(sources.vq / "vqgan.ckpt", pickle.dumps(Trap(tmp_path / "trapped"), protocol=2))
     assert_refused(
         sources.command(tmp_path / "output"), "vqgan.ckpt is damaged or no PyTorch file|posix.system", capsys
     )

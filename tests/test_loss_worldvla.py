@@ -79,7 +79,9 @@ def computed(rows: dict[str, torch.Tensor], reduction: str, chunk: int, alpha: f
 
 @pytest.mark.parametrize("reduction", ["paper", "authors"])
 @pytest.mark.parametrize("chunk", [1, 7, ROWS, 1000])
-@pytest.mark.parametrize(("world", "alpha", "z_weight"), [(0.5, 0.04, 1e-5), (0.5, 1, 0.1), (0, 0.04, 0.1), (1, 0.3, 0)])
+@pytest.mark.parametrize(
+    ("world", "alpha", "z_weight"), [(0.5, 0.04, 1e-5), (0.5, 1, 0.1), (0, 0.04, 0.1), (1, 0.3, 0)]
+)
 def test_against_numpy(reduction, chunk, world, alpha, z_weight):
     rows = problem(world=world)
     expected = reference(rows, reduction, alpha, z_weight)
@@ -310,7 +312,9 @@ def test_one_by_four_is_four_by_one(model, reduction):
 
 
 def test_denominators_come_together(model):
-    with pytest.raises(ValueError, match="pass all of action_weight_sum, world_weight_sum, class_weight_sum and label_co"):
+    with pytest.raises(
+        ValueError, match="pass all of action_weight_sum, world_weight_sum, class_weight_sum and label_co"
+    ):
         model(**batch_of(model), label_count=torch.tensor(3))
 
 

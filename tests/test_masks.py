@@ -61,14 +61,14 @@ def test_each_block_is_as_if_alone(model, count, dim, images, seed):
     """A block of the answer behind the prompt, at its true positions, under a plain causal mask."""
     ids, prompt = writer(model, seed).action_sample(count, dim, images=images)
     together = logits(model, ids)
-    with configured(model, action_attention="causal"):
-        for index in range(count):
-            start = prompt + index * (dim + 2)
-            block = ids[start : start + dim + 2]
-            positions = [*range(prompt), *range(start, start + dim + 2)]
-            alone = logits(model, ids[:prompt] + block, position_ids=torch.tensor([positions]))
-            torch.testing.assert_close(together[start : start + dim + 2], alone[prompt:], **CLOSE)
-            torch.testing.assert_close(together[:prompt], alone[:prompt], **CLOSE)
+    length = prompt + dim + 2
+    causal = ready_mask(model, torch.ones(length, length, dtype=torch.bool).tril())
+    for start in range(prompt, prompt + count * (dim + 2), dim + 2):
+        block = ids[start : start + dim + 2]
+        positions = torch.tensor([[*range(prompt), *range(start, start + dim + 2)]])
+        alone = logits(model, ids[:prompt] + block, position_ids=positions, attention_mask=causal)
+        torch.testing.assert_close(together[start : start + dim + 2], alone[prompt:], **CLOSE)
+        torch.testing.assert_close(together[:prompt], alone[:prompt], **CLOSE)
 
 
 @settings(max_examples=10, deadline=None)
@@ -165,7 +165,8 @@ def test_padding_on_the_right_is_as_good(model):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_packing_is_its_samples(model, seed):
-    """Segments in one row, also with a second row that holds others behind padding, and a block cut off in the middle."""
+    """Segments in one row, also with a second row that holds others behind padding, and a block cut off in the
+    middle."""
     rows = samples(model, seed)
     rows[2] = rows[2][:-4]
     packs = [rows[:3], rows[3:]]
@@ -225,7 +226,9 @@ def test_a_filled_cache_needs_the_history(model):
     with torch.no_grad():
         cache = model(input_ids=torch.tensor([ids[:prompt]]), use_cache=True).past_key_values
         rest = torch.tensor([ids[prompt:]])
-        with pytest.raises(ValueError, match="pass action_block_ids=model.action_block_ids.all_ids. for the whole hist"):
+        with pytest.raises(
+            ValueError, match="pass action_block_ids=model.action_block_ids.all_ids. for the whole hist"
+        ):
             model(input_ids=rest, past_key_values=cache)
         with pytest.raises(ValueError, match="packed segments .seq_idx. cannot be continued from a cache"):
             model(input_ids=rest, past_key_values=cache, seq_idx=torch.zeros_like(rest))

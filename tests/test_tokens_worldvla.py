@@ -1,4 +1,5 @@
-"""The grammar: published ids, blocks and their errors, samples, and the structure of whole batches against brute force."""
+"""The grammar: published ids, blocks and their errors, samples, and the structure of whole batches against brute
+force."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""The image tokenizer against upstream's encoder, a decoder written with functions only, and a nearest-neighbour search."""
+"""The image tokenizer against upstream's encoder, a decoder written with functions only, and a nearest-neighbour
+search."""
 
 import pytest
 import torch
@@ -33,7 +34,11 @@ def test_published_sizes():
     assert count(vqvae.quantize.parameters()) == 2_097_152
     assert vqvae.stride == 16
     names = set(vqvae.state_dict())
-    assert {"decoder.up.4.block.2.conv2.weight", "decoder.up.1.upsample.conv.bias", "decoder.mid.attn_1.q.weight"} < names
+    assert {
+        "decoder.up.4.block.2.conv2.weight",
+        "decoder.up.1.upsample.conv.bias",
+        "decoder.mid.attn_1.q.weight",
+    } < names
     assert {"quantize.embedding.weight", "quant_conv.weight", "post_quant_conv.bias", "decoder.norm_out.bias"} < names
     assert "decoder.up.0.upsample.conv.weight" not in names
 

@@ -1,7 +1,6 @@
-"""What the stages of this recipe share: where things lie, which episodes are held out, and the sizes of the small model."""
+"""What the stages of this recipe share: held-out episodes, the text tokenizer and the sizes of the small model."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,14 +61,17 @@ def read_pictures(episodes: Sequence[Episode]) -> np.ndarray:
 
 
 def make_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the texts whose vocabulary starts with the names in use, in the order of the published ids."""
+    """A byte-level BPE of the texts; its vocabulary starts with the names in use, ordered as the published ids."""
     names = special_token_names(VQ_CONFIG["num_embeddings"], MAX_GRID)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=len(names) + len(alphabet) + 256, special_tokens=names, initial_alphabet=alphabet, show_progress=False
+        vocab_size=len(names) + len(alphabet) + 256,
+        special_tokens=names,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(

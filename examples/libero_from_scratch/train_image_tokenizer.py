@@ -3,10 +3,10 @@
     python train_image_tokenizer.py --dataset DIR_OR_REPO --output runs/tiny
 
 Writes OUTPUT/vqvae (a `WorldVLAVQVAE` folder). Reconstruction only, no adversary: a weighted L2 + L1, where pixels that
-differ from the dataset's median picture (arm, gripper, objects) weigh up to five times more, in the spirit of the region
-losses of Gafni et al. 2022 that Chameleon's tokenizer was trained with. The codebook is an exponential moving average of
-the latents that chose it; codes that nothing chooses restart at a random latent. Killed and started again, it goes on from
-OUTPUT/vqvae.pt.
+differ from the dataset's median picture (arm, gripper, objects) weigh up to five times more, in the spirit of the
+region losses of Gafni et al. 2022 that Chameleon's tokenizer was trained with. The codebook is an exponential moving
+average of the latents that chose it; codes that nothing chooses restart at a random latent. Killed and started again,
+it goes on from OUTPUT/vqvae.pt.
 """
 
 import argparse

@@ -1,5 +1,7 @@
 """Configuration of WorldVLA: Chameleon's fields, and those that make it an action world model."""
 
+from typing import Any
+
 from transformers.models.chameleon.configuration_chameleon import ChameleonConfig, ChameleonVQVAEConfig
 
 from .tokens_worldvla import BOS, PAD, SEPARATOR, published_vocabulary
@@ -19,15 +21,16 @@ class WorldVLAConfig(ChameleonConfig):
     """Chameleon decoder, image tokenizer and the fields of the action world model.
 
     Args:
-        vocabulary_map (`dict[str, int]`, *optional*): names and ids of the shared vocabulary; every special id is looked up in
-            it by name. Defaults to the published ids.
-        action_attention (`str`, defaults to `"independent"`): `independent` hides the answer's action blocks from one another
-            (paper Figure 3b, authors' `generate_att_mask_3`); `causal` is the ordinary mask (Figure 3a).
+        vocabulary_map (`dict[str, int]`, *optional*): names and ids of the shared vocabulary; every special id is
+            looked up in it by name. Defaults to the published ids.
+        action_attention (`str`, defaults to `"independent"`): `independent` hides the answer's action blocks from one
+            another (paper Figure 3b, authors' `generate_att_mask_3`); `causal` is the ordinary mask (Figure 3a).
         action_dim (`int`, *optional*): D of the default embodiment, used when `generate_actions` is given none.
-        num_cameras (`int`, defaults to 1): pictures a time step (C), used for video prediction; a world prompt shows its C.
+        num_cameras (`int`, defaults to 1): pictures a time step (C), used for video prediction; a world prompt shows
+            its C.
         dropout (`float`, defaults to 0.05): residual dropout in training (authors' `modeling_chameleon.py`).
-        loss_reduction (`str`, defaults to `"paper"`): `paper` is L_action + alpha L_world with a mean each (equation 4);
-            `authors` is one class-weighted mean over all labelled tokens (their released training code).
+        loss_reduction (`str`, defaults to `"paper"`): `paper` is L_action + alpha L_world with a mean each (equation
+            4); `authors` is one class-weighted mean over all labelled tokens (their released training code).
         world_loss_weight (`float`, defaults to 0.04): alpha.
         authors_world_classes (`tuple[int, int]`, *optional*): first and last class id that `authors` weighs with alpha.
             Defaults to the image codes shifted down by one, as in their code (3..8194 for the published ids).
@@ -53,7 +56,7 @@ class WorldVLAConfig(ChameleonConfig):
     loss_chunk_size: int = 2048
     generator_version: str | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.vocabulary_map is None:
             self.vocabulary_map = published_vocabulary()
         if self.vq_config is None:

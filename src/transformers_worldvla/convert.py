@@ -387,7 +387,7 @@ def plan_tensors(empty_model: WorldVLAForCausalLM, source: Source) -> tuple[list
 
 
 def _for_every_head(tensor: StoredTensor, shape: tuple[int, ...] | None) -> StoredTensor:
-    """q/k norms are stored once for each of r model-parallel ranks, (r, head_dim): repeat them for that rank's heads."""
+    """q/k norms are stored once for each of r model-parallel ranks, (r, head_dim): repeat each for its heads."""
     if not tensor.name.endswith(QK_NORMS) or shape is None or len(tensor.shape) != 2 or not tensor.shape[0]:
         return tensor
     return tensor.repeat_rows(shape[0]) if shape[0] % tensor.shape[0] == 0 else tensor

@@ -22,8 +22,8 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class WorldVLAGenerateOutput(ModelOutput):
-    """`sequences` as returned without `return_dict_in_generate`, and for every chosen token its log-probability under the
-    model restricted to the ids that are legal there (0 for forced tokens); same shape as `sequences`."""
+    """`sequences` as returned without `return_dict_in_generate`, and `logprobs` of the same shape: each chosen token's
+    log-probability under the model restricted to the ids that are legal there (0 for forced tokens)."""
 
     sequences: torch.LongTensor | None = None
     logprobs: torch.FloatTensor | None = None
@@ -32,7 +32,7 @@ class WorldVLAGenerateOutput(ModelOutput):
 class DecodingCache:
     """A key-value cache, the position of each row and which columns a new token may see.
 
-    Rows may be left-padded and may advance at different speeds: a column that a row rejected stays in the cache, unseen.
+    Rows may be left-padded and may advance at different speeds: a column that a row rejected stays, unseen.
     """
 
     def __init__(self, model: Any, attention_mask: torch.Tensor, implementation: str, capacity: int):
@@ -50,7 +50,9 @@ class DecodingCache:
             else DynamicCache(config=model.config)
         )
 
-    def prefill(self, input_ids: torch.LongTensor, appended: torch.LongTensor, apart: bool, stride: int) -> torch.Tensor:
+    def prefill(
+        self, input_ids: torch.LongTensor, appended: torch.LongTensor, apart: bool, stride: int
+    ) -> torch.Tensor:
         """Run prompt (batch, P) and appended ids (batch, q); returns the hidden states of the appended ones.
 
         `apart`: the appended ids do not see one another and lie `stride` positions apart; else they follow causally.
@@ -156,6 +158,12 @@ class Sampler:
 class WorldVLAGenerationMixin:
     """`generate_actions`, `generate_frames` and `imagine` of `WorldVLAForCausalLM`."""
 
+    # what the model class brings
+    config: Any
+    model: Any
+    lm_head: Any
+    device: Any
+
     @torch.inference_mode()
     def generate_actions(
         self,
@@ -178,14 +186,16 @@ class WorldVLAGenerationMixin:
 
         Returns bin token ids (batch x num_return_sequences, num_actions, action_dim) for `processor.decode_actions`.
 
-        `parallel`: the prefill carries the start tokens of all K blocks, then D - 1 steps of K tokens follow: D forwards.
-        `sequential`: token by token, (D + 2) K + 1 forwards, the same tokens. Under `causal` attention blocks do see one
-        another, so both names decode sequentially.
+        `parallel`: the prefill carries the start tokens of all K blocks, then D - 1 steps of K tokens follow: D
+        forwards. `sequential`: token by token, (D + 2) K + 1 forwards, the same tokens. Under `causal` attention blocks
+        do see one another, so both names decode sequentially.
         """
         config, tokens = self.config, self.model.tokens
         action_dim = config.action_dim if action_dim is None else action_dim
         if action_dim is None:
-            raise ValueError("the checkpoint's embodiments differ in their number of action dimensions: pass action_dim=")
+            raise ValueError(
+                "the checkpoint's embodiments differ in their number of action dimensions: pass action_dim="
+            )
         if num_actions < 1 or action_dim < 1:
             raise ValueError(f"num_actions and action_dim are at least 1, not {num_actions} and {action_dim}")
         if decoding not in ("parallel", "sequential"):
@@ -233,8 +243,8 @@ class WorldVLAGenerationMixin:
 
         Returns token ids (batch, num_frames x cameras, block length), each block from <boi> to <eoi>.
 
-        `draft="previous"` proposes the codes of the newest frame and verifies `draft_window` of them a forward: the greedy
-        answer and the distribution of sampled ones stay what they are. `num_frames` > 1 only for video prompts.
+        `draft="previous"` proposes the codes of the newest frame and verifies `draft_window` of them a forward: the
+        greedy answer and the distribution of sampled ones stay what they are. `num_frames` > 1 only for video prompts.
         """
         tokens = self.model.tokens
         if draft not in (None, "previous"):
@@ -244,7 +254,9 @@ class WorldVLAGenerationMixin:
         input_ids, attention_mask = self._prompt(input_ids, attention_mask, pixel_values)
         previous = self._newest_frames(input_ids, num_frames)  # (batch, cameras, block)
         batch, cameras, length = previous.shape
-        template = tokens.image_block_layout(tokens.grid_codes(int(previous[0, 0, 1])), tokens.grid_codes(int(previous[0, 0, 2])))
+        template = tokens.image_block_layout(
+            tokens.grid_codes(int(previous[0, 0, 1])), tokens.grid_codes(int(previous[0, 0, 2]))
+        )
         layout = torch.tensor(template * (cameras * num_frames), device=input_ids.device)  # -1 where a code is free
         steps = int((layout < 0).sum())
         capacity = input_ids.shape[1] + (len(layout) if draft is None else 3 + steps * draft_window)
@@ -416,7 +428,7 @@ def _actions_in_sequence(
 def _frames_step_by_step(
     cache: DecodingCache, sampler: Sampler, input_ids: torch.LongTensor, layout: torch.LongTensor
 ) -> tuple[torch.LongTensor, torch.Tensor]:
-    """One code a forward; forced tokens ride along with the code before them. Returns (batch, length of layout) twice."""
+    """One code a forward; forced tokens ride along with the code before them. Returns (batch, length) twice."""
     answer = layout.expand(len(input_ids), -1).clone()
     logprobs = torch.zeros(answer.shape, device=answer.device)
     free = (layout < 0).nonzero()[:, 0].tolist()
@@ -446,8 +458,9 @@ def _frames_from_draft(
 ) -> tuple[torch.LongTensor, torch.Tensor]:
     """Verify `window` tokens of a draft a forward and keep the accepted ones; each row advances at its own pace.
 
-    Greedy: a drafted token is kept when it is the arg max. Sampled: it is kept with its probability p, else another token is
-    drawn from the rest of the distribution (speculative sampling with a deterministic draft), so answers keep theirs.
+    Greedy: a drafted token is kept when it is the arg max. Sampled: it is kept with its probability p, else another
+    token is drawn from the rest of the distribution (speculative sampling with a deterministic draft), so answers keep
+    theirs.
     """
     batch, length = len(input_ids), len(layout)
     device = input_ids.device

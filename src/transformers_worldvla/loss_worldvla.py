@@ -4,8 +4,8 @@
 `authors`  one class-weighted mean over all labelled tokens (their released training code)
 plus, in both, z_loss_weight times the mean squared logsumexp over labelled tokens.
 
-Logits exist for one chunk of labelled rows at a time; chunks are recomputed in the backward pass. It knows nothing of how a
-sequence is built: which label belongs to the world model is said by the caller.
+Logits exist for one chunk of labelled rows at a time; chunks are recomputed in the backward pass. It knows nothing of
+how a sequence is built: which label belongs to the world model is said by the caller.
 """
 
 from collections.abc import Callable

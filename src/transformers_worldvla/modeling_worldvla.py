@@ -1,11 +1,12 @@
-"""WorldVLA as a transformers model: Chameleon's decoder with the action mask, its image tokenizer, and the training losses.
+"""WorldVLA as a transformers model: Chameleon's decoder with the action mask, its image tokenizer, and the losses.
 
-The model speaks tokens only. It holds all weights and never sees a unit, a camera name or a prompt string; what a sequence
-looks like it asks of `tokens_worldvla`. The action mask lives in the backbone (trainers such as TRL's call the backbone
-directly) and is a pure function of the full token ids: nothing is remembered between calls.
+The model speaks tokens only. It holds all weights and never sees a unit, a camera name or a prompt string; what a
+sequence looks like it asks of `tokens_worldvla`. The action mask lives in the backbone (trainers such as TRL's call the
+backbone directly) and is a pure function of the full token ids: nothing is remembered between calls.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonSwinDecoderLayer,
 )
 
+from .card_worldvla import write_model_card
 from .configuration_worldvla import WorldVLAConfig
 from .generation_worldvla import WorldVLAGenerationMixin
 from .loss_worldvla import IGNORE_INDEX, LossDenominators, LossTerms, world_vla_loss
@@ -167,8 +169,8 @@ class WorldVLAModel(WorldVLAPreTrainedModel, ChameleonModel):
 
         Args:
             input_ids: (batch, length), placeholders where `pixel_values` belong.
-            attention_mask: (batch, cached + length), 0 on padding; or a ready 4-D mask (under flex a BlockMask), which is
-                used as it is.
+            attention_mask: (batch, cached + length), 0 on padding; or a ready 4-D mask (under flex a BlockMask), which
+                is used as it is.
             action_block_ids: (batch, cached + length) of the *whole* history. Needed with a filled cache, whose ids the
                 model cannot see; derived from `input_ids` otherwise.
             seq_idx: (batch, length) number of the packed segment of each token; segments do not see one another.
@@ -279,7 +281,8 @@ class WorldVLAForCausalLM(
 ):
     """WorldVLA: policy (`generate_actions`), world model (`generate_frames`, `imagine`) and their training losses."""
 
-    accepts_loss_kwargs = False  # a plain Trainer divides by its accumulation steps; ours passes the global denominators
+    # a plain Trainer divides by its accumulation steps; denominators over all of them are arguments of their own
+    accepts_loss_kwargs = False
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: WorldVLAConfig):
@@ -348,10 +351,10 @@ class WorldVLAForCausalLM(
         Args:
             labels: (batch, length), -100 where there is no loss; the model shifts them.
             loss_weights: (batch, length), weight of each label; 1 by default. alpha is applied by the model, not here.
-            logits_to_keep: only the last so many positions get logits (0: all). With labels in training mode no logits are
-                returned: they are computed at labelled positions only, a chunk at a time.
-            action_weight_sum, world_weight_sum, class_weight_sum, label_count: denominators of the loss over all ranks and
-                accumulation steps (see `loss_worldvla.LossDenominators`); those of this batch by default.
+            logits_to_keep: only the last so many positions get logits (0: all). With labels in training mode no logits
+                are returned: they are computed at labelled positions only, a chunk at a time.
+            action_weight_sum, world_weight_sum, class_weight_sum, label_count: denominators of the loss over all ranks
+                and accumulation steps (see `loss_worldvla.LossDenominators`); those of this batch by default.
             Others as in `WorldVLAModel.forward`.
         """
         if pixel_values is not None and input_ids is not None:
@@ -406,7 +409,9 @@ class WorldVLAForCausalLM(
             loss_weights = torch.ones_like(input_ids, dtype=torch.float32)
         supplied = [value is not None for value in sums]
         if any(supplied) and not all(supplied):
-            raise ValueError("pass all of action_weight_sum, world_weight_sum, class_weight_sum and label_count, or none")
+            raise ValueError(
+                "pass all of action_weight_sum, world_weight_sum, class_weight_sum and label_count, or none"
+            )
         device = hidden_states.device
         return world_vla_loss(
             hidden_states[:, :-1][rows.to(device)],
@@ -419,7 +424,7 @@ class WorldVLAForCausalLM(
             alpha=self.config.world_loss_weight,
             z_loss_weight=self.config.z_loss_weight,
             chunk_size=self.config.loss_chunk_size,
-            denominators=LossDenominators(*sums) if all(supplied) else None,  # type: ignore[arg-type]
+            denominators=LossDenominators(*sums) if all(supplied) else None,
         )
 
     @property
@@ -475,6 +480,17 @@ class WorldVLAForCausalLM(
         if blocks is not None and not static:
             model_inputs["action_block_ids"] = blocks
         return model_inputs
+
+    # ---------------------------------------------------------------- saving
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As every model's; also names this class for `AutoModel` and writes a model card where there is none."""
+        reference = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        entries = {"AutoModel": reference, "AutoModelForCausalLM": reference}
+        self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | entries
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            write_model_card(save_directory, self.config)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         if self.config.action_attention == "independent":

@@ -1,7 +1,8 @@
 """The grammar of WorldVLA: which ids exist, where they may stand, what is forced, what carries loss, who may see whom.
 
-This is the only place that knows a token by name. Processor, collator, mask, decoder and metrics ask it; none of them holds
-a literal id. Everything here is a pure function of a vocabulary or of token ids; it knows no pixels, units or weights.
+This is the only place that knows a token by name. Processor, collator, mask, decoder and metrics ask it; none of them
+holds a literal id. Everything here is a pure function of a vocabulary or of token ids; it knows no pixels, units or
+weights.
 
 A sequence (paper section 3.3 and the authors' code) is
 
@@ -12,8 +13,9 @@ A sequence (paper section 3.3 and the authors' code) is
     world model       text (IMG x C, ACT) x N       <sep>  IMG x C            <sep>
     video prediction  text  IMG x M                 <sep>  IMG x C x frames   <sep>
 
-with IMG = <boi> grid_h grid_w (row of codes, newline) x h <eoi> and ACT = <boa> bin x D <eoa>. Images stand oldest first;
-with C cameras a time step holds C images in camera order. The height comes before the width, in units of 32 pixels.
+with IMG = <boi> grid_h grid_w (row of codes, newline) x h <eoi> and ACT = <boa> bin x D <eoa>. Images stand oldest
+first; with C cameras a time step holds C images in camera order. The height comes before the width, in units of 32
+pixels.
 """
 
 import re
@@ -54,7 +56,8 @@ def action_bin_name(index: int) -> str:
 
 
 def special_token_names(num_image_codes: int = 8192, max_grid: int = 32) -> list[str]:
-    """Names of every non-text token a vocabulary needs, in the order of the published ids (for compact vocabularies)."""
+    """Names of every non-text token a vocabulary needs, in the order of the published ids (for compact
+    vocabularies)."""
     return [
         *(BOS, PAD, "</s>", "<unk>"),
         *(image_code_name(code) for code in range(num_image_codes)),
@@ -104,7 +107,17 @@ class WorldVLATokens:
     @classmethod
     def from_vocabulary(cls, vocabulary: dict[str, int]) -> "WorldVLATokens":
         """Look every id up by name. Raises ValueError that lists the names a vocabulary lacks."""
-        required = [BOS, PAD, SEPARATOR, IMAGE_START, IMAGE_END, IMAGE_NEWLINE, ACTION_START, ACTION_END, UNREACHABLE_BIN]
+        required = [
+            BOS,
+            PAD,
+            SEPARATOR,
+            IMAGE_START,
+            IMAGE_END,
+            IMAGE_NEWLINE,
+            ACTION_START,
+            ACTION_END,
+            UNREACHABLE_BIN,
+        ]
         required += [action_bin_name(index) for index in range(NUM_BINS)]
         placeholder = next((name for name in IMAGE_PLACEHOLDERS if name in vocabulary), IMAGE_PLACEHOLDERS[0])
         codes = {}
@@ -211,7 +224,9 @@ class WorldVLATokens:
         Raises ValueError when the text holds a token of this grammar, which would break the structure.
         """
         if reserved := sorted(set(text) & self.structural_ids):
-            raise ValueError(f"the text contains reserved tokens (ids {reserved[:5]}): remove them from the instruction")
+            raise ValueError(
+                f"the text contains reserved tokens (ids {reserved[:5]}): remove them from the instruction"
+            )
         ids = [self.bos, *text]
         for block in prompt:
             ids += block
@@ -235,8 +250,8 @@ class WorldVLATokens:
     def action_block_ids(self, input_ids: torch.Tensor, seq_idx: torch.Tensor | None = None) -> torch.LongTensor:
         """Number the action blocks of the answers: (batch, length) -> (batch, length), -1 outside them.
 
-        Tokens of two different blocks must not see one another under `independent` attention (paper Figure 3b). Blocks in
-        the prompt, before a segment's first separator, are -1: they are always visible. An open block, during
+        Tokens of two different blocks must not see one another under `independent` attention (paper Figure 3b). Blocks
+        in the prompt, before a segment's first separator, are -1: they are always visible. An open block, during
         generation, lasts to the segment's end. `seq_idx` (batch, length) tells packed segments apart.
         """
         answer = self.answer_mask(input_ids, seq_idx)

@@ -31,7 +31,8 @@ class WorldVLAVQVAEUpsample(nn.Module):
 
 
 class WorldVLAVQVAEDecoder(nn.Module):
-    """The taming VQ-GAN decoder: (batch, latent_channels, h, w) -> (batch, in_channels, 16h, 16w) in [-1, 1] (not clamped)."""
+    """The taming VQ-GAN decoder: (batch, latent_channels, h, w) -> (batch, in_channels, 16h, 16w) in [-1, 1] (not
+    clamped)."""
 
     def __init__(self, config: WorldVLAVQVAEConfig):
         super().__init__()
@@ -43,9 +44,7 @@ class WorldVLAVQVAEDecoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, channels, kernel_size=3, padding=1)
         self.mid = nn.Module()
         self.mid.block_1 = ChameleonVQVAEEncoderResnetBlock(config, channels, channels)
-        self.mid.attn_1 = (
-            ChameleonVQVAEEncoderAttnBlock(channels) if config.attn_type == "vanilla" else nn.Identity()
-        )
+        self.mid.attn_1 = ChameleonVQVAEEncoderAttnBlock(channels) if config.attn_type == "vanilla" else nn.Identity()
         self.mid.block_2 = ChameleonVQVAEEncoderResnetBlock(config, channels, channels)
 
         levels = []

@@ -64,33 +64,32 @@ print(json.dumps([len(dataset), dataset.revision, episode.instruction, digest(ep
 def test_a_file_that_the_repository_lacks(copy_of, ask):
     folder = copy_of("lerobot_v30_video")
     (folder / "videos/observation.images.image/chunk-000/file-002.mp4").unlink()
+    script = f"""
+streamed = list(map(str, scan_episodes("{REPO}").problems))
+whole = attempt(lambda: load_episodes("{REPO}")[4].frame("image", 0))
+print(json.dumps([streamed, whole]))
+"""
     with DatasetHub(folder) as hub:
-        streamed = ask(hub, f'print(json.dumps(list(map(str, scan_episodes("{REPO}").problems))))')
-        whole = ask(hub, f'print(json.dumps(attempt(lambda: load_episodes("{REPO}")[4].frame("image", 0))))')
+        streamed, whole = ask(hub, script)
     name = f"{REPO}/videos/observation.images.image/chunk-000/file-002.mp4: episode 4: file is missing"
     assert streamed == [f"{name} on the Hub"]
     assert whole == f"EpisodeError: {name}"
 
 
-def test_what_the_hub_does_not_have(libero, ask):
+def test_what_the_hub_does_not_have(tmp_path, libero, ask, monkeypatch):
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path))
+    (tmp_path / "me/mine").mkdir(parents=True)
     script = f"""
 messages = [attempt(lambda: load_episodes("{REPO}", revision="v9")), attempt(lambda: load_episodes("lab/no_robot")),
-            attempt(lambda: load_episodes("{REPO}", cameras="wrist"))]
+            attempt(lambda: load_episodes("{REPO}", cameras="wrist")), attempt(lambda: load_episodes("me/mine"))]
 print(json.dumps(messages))
 """
     with DatasetHub(libero / "lerobot_v30_video") as hub:
-        revision, repository, camera = ask(hub, script)
+        revision, repository, camera, recorded = ask(hub, script)
     assert revision == f'FileNotFoundError: the dataset repository {REPO} has no revision "v9"'
     assert repository == "FileNotFoundError: lab/no_robot: no such folder, and no such dataset repository on the Hub"
     assert camera.startswith('ValueError: no camera "wrist" here; the cameras are: image, wrist_image, did you mean')
-
-
-def test_recordings_that_lerobot_keeps_are_pointed_out(tmp_path, libero, ask, monkeypatch):
-    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path))
-    (tmp_path / "me/mine").mkdir(parents=True)
-    with DatasetHub(libero / "lerobot_v30_video") as hub:
-        message = ask(hub, 'print(json.dumps(attempt(lambda: load_episodes("me/mine"))))')
-    assert message.endswith(f"; LeRobot recorded it in {tmp_path}/me/mine, give that folder")
+    assert recorded.endswith(f"; LeRobot recorded it in {tmp_path}/me/mine, give that folder")
 
 
 def test_no_hub_at_all(fresh_process):

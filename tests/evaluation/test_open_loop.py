@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_checkpoint import NUM_ACTIONS, small_model, small_processor, with_cameras, write_episode
+from small_checkpoint import GANTRY, NUM_ACTIONS, small_model, small_processor, with_cameras, write_episode
 from tqdm import tqdm
 
 from transformers_worldvla import WorldVLAForCausalLM, WorldVLAProcessor
@@ -31,6 +31,12 @@ class Setup:
         return [self.episode.frame(camera, step) for camera in self.recording.cameras]
 
 
+def same_pictures(pictures: Any, others: Any) -> bool:
+    """Equal but for one grey level: a batch of another size rounds otherwise before the cast to uint8."""
+    pair = [np.stack([np.asarray(picture) for picture in each]).astype(int) for each in (pictures, others)]
+    return pair[0].shape == pair[1].shape and abs(pair[0] - pair[1]).max() <= 1
+
+
 @pytest.fixture(scope="module", params=[CAMERAS[:1], CAMERAS], ids=["one camera", "two cameras"])
 def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setup:
     return Setup(tmp_path_factory.mktemp("episode"), *request.param)
@@ -46,7 +52,7 @@ def test_recording_is_what_the_model_sees(setup: Setup) -> None:
         ids = setup.model.tokenize_images(pixels)
         assert np.array_equal(recording.codes[step], ids.numpy())
         decoded = processor.image_processor.postprocess(setup.model.detokenize_images(ids))
-        assert np.array_equal(recording.reconstructed[step], np.stack([np.asarray(one) for one in decoded]))
+        assert same_pictures(recording.reconstructed[step], decoded)
         for shown, frame in zip(recording.pictures[step], setup.frames(step), strict=True):
             assert np.array_equal(shown, open_loop.crop_for_model(processor, frame))
     again = processor.image_processor(images=list(recording.pictures[6]), return_tensors="pt")["pixel_values"]
@@ -81,11 +87,11 @@ def test_next_frames_follow_the_recorded_frame_and_action(setup: Setup, num_hist
         seen = [frame for t in range(first, step + 1) for frame in setup.frames(t)]
         inputs = setup.processor(images=seen, actions=setup.episode.actions[first : step + 1])
         expected = setup.processor.decode_frames(setup.model.generate_frames(**inputs), setup.model)[0]
-        assert np.array_equal(imagined, np.stack([np.asarray(picture) for picture in expected]))
+        assert same_pictures(imagined, expected)
     drafted = open_loop.predict_next_frames(
         setup.model, setup.processor, setup.recording, steps, num_history, draft="previous"
     )
-    assert np.array_equal(drafted, frames)
+    assert same_pictures(drafted, frames)
 
 
 @pytest.mark.parametrize("feedback", ["tokens", "pixels"])
@@ -99,10 +105,10 @@ def test_rollouts_follow_the_recorded_actions(setup: Setup, feedback: str, capsy
     for start, rollout in zip(starts, rollouts, strict=True):
         plan = setup.episode.actions[start : start + horizon]
         expected = setup.model.imagine(setup.processor, setup.frames(start), plan, feedback=feedback)
-        pictures = [[np.asarray(one) for one in (step if isinstance(step, list) else [step])] for step in expected]
-        assert np.array_equal(rollout, np.stack(pictures))
+        steps = [step if isinstance(step, list) else [step] for step in expected]
+        assert all(same_pictures(*pair) for pair in zip(rollout, steps, strict=True))
     first = open_loop.predict_next_frames(setup.model, setup.processor, setup.recording, starts)
-    assert np.array_equal(rollouts[:, 0], first), "a rollout begins with the next frame"
+    assert same_pictures(rollouts[:, 0], first), "a rollout begins with the next frame"
 
 
 def test_starts_leave_room_for_a_last_action_and_a_whole_chunk() -> None:
@@ -206,9 +212,8 @@ def test_what_does_not_fit_is_said(setup: Setup) -> None:
     with pytest.raises(ValueError, match='no camera "wirst" here; .* did you mean'):
         names = ["wirst", "image"][: len(setup.recording.cameras)]
         open_loop.read_recording(setup.model, setup.processor, setup.episode, cameras=names)
-    other = small_processor(with_cameras(*setup.recording.cameras).__class__("other", (-1.0,) * 3, (1.0,) * 3))
-    with pytest.raises(ValueError, match=r"actions have D=7, embodiment other \(D=3\)"):
-        open_loop.read_recording(setup.model, other, setup.episode, cameras=["image"])
+    with pytest.raises(ValueError, match=r"actions have D=7, embodiment gantry \(D=3\)"):
+        open_loop.read_recording(setup.model, small_processor(GANTRY), setup.episode, cameras=["image"])
 
 
 def test_step_counter_is_a_processor(setup: Setup) -> None:

@@ -58,6 +58,7 @@ def environment(hub: FakeHub) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "any", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
 
 
+@pytest.mark.slow
 def test_push_to_hub_then_load(
     checkpoint: Path,
     tmp_path: Path,

@@ -1,8 +1,8 @@
 """From tokenized episodes to training samples: which frames and actions of an episode make one sequence.
 
-A sample is the arguments of one processor call, with frames as token ids, so that a frame is tokenized once in its life.
-The rules are the authors' (`action_model_conv_generation.py`, `world_model_conv_generation.py`). Nothing here builds a
-sequence or knows a token's meaning.
+A sample is the arguments of one processor call, with frames as token ids, so that a frame is tokenized once in its
+life. The rules are the authors' (`action_model_conv_generation.py`, `world_model_conv_generation.py`). Nothing here
+builds a sequence or knows a token's meaning.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,12 @@ class TokenizedEpisode:
 
 
 def tokenize_episode(
-    episode: Episode, model: Any, processor: Any, cameras: Sequence[str], batch_size: int = 32, embodiment: str | None = None
+    episode: Episode,
+    model: Any,
+    processor: Any,
+    cameras: Sequence[str],
+    batch_size: int = 32,
+    embodiment: str | None = None,
 ) -> TokenizedEpisode:
     """Encode every frame of the named cameras with the model's image tokenizer, in camera order."""
     views = []
@@ -119,4 +124,6 @@ class WorldVLADataCollator:
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         columns = {key: [sample.get(key) for sample in samples] for key in samples[0]}
-        return dict(self.processor(**{key: column for key, column in columns.items() if any(v is not None for v in column)}))
+        return dict(
+            self.processor(**{key: column for key, column in columns.items() if any(v is not None for v in column)})
+        )
