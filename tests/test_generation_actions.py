@@ -78,7 +78,9 @@ def test_every_way_gives_the_same_actions(model, eager, attention, cache, decodi
     expected = model.generate_actions(**left_pad(model, rows), num_actions=5)
     chosen = model if attention == "sdpa" else eager
     arguments = {"num_actions": 5, "decoding": decoding, "cache_implementation": cache}
-    assert torch.equal(chosen.generate_actions(**left_pad(model, rows, extra=4), **arguments), expected)
+    padded = left_pad(model, rows, extra=4)
+    assert torch.equal(chosen.generate_actions(**padded, **arguments), expected)
+    assert torch.equal(chosen.generate_actions(padded["input_ids"], **arguments), expected)  # <pad> is padding
     for row, prompt in enumerate(rows):  # and alone, where the mask may be left out
         assert torch.equal(chosen.generate_actions(torch.tensor([prompt]), **arguments)[0], expected[row])
 
@@ -189,13 +191,14 @@ def test_top_k(model, decoding):
         assert (likely == tokens[..., None]).any(-1).all()
 
 
-@pytest.mark.parametrize("cache", CACHES)
-@EITHER
+@pytest.mark.parametrize(
+    ("decoding", "cache"), [("parallel", "dynamic"), ("sequential", "dynamic"), ("parallel", "static")]
+)
 def test_samples_follow_the_distribution(decoding, cache):
-    """First and second bin of two prompts, 3000 draws each: chi square against the teacher-forced probabilities."""
+    """First and second bin of two prompts, 2000 draws each: chi square against the teacher-forced probabilities."""
     model = tiny_model(initializer_range=0.1)  # flatter, so that many bins are drawn
     rows = prompts(model, [2, 4])
-    draws, sampling = 3000, {"temperature": 0.6, "top_k": 12}
+    draws, sampling = 2000, {"temperature": 0.6, "top_k": 12}
     tokens = model.generate_actions(
         **left_pad(model, rows), num_actions=2, action_dim=2, decoding=decoding, do_sample=True, **sampling,
         num_return_sequences=draws, cache_implementation=cache, generator=seeded(0),

@@ -85,3 +85,6 @@ print(*map(bundled_folder, sys.argv[1:]))
 """
     folders = run(environment / "bin" / "python", "-c", script, *BUNDLED, cwd=elsewhere).split()
     assert len(folders) == len(BUNDLED) and all(folder.startswith(str(environment)) for folder in folders)
+
+    run(environment / "bin" / "worldvla", "demo", cwd=elsewhere)
+    assert {path.name for path in (elsewhere / "worldvla-demo").iterdir()} >= {"demo.gif", "demo.png", "demo.json"}

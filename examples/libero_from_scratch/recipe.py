@@ -8,7 +8,13 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from transformers_worldvla import WorldVLAConfig, WorldVLAImageProcessor, WorldVLAProcessor, WorldVLAVQVAEConfig
+from transformers_worldvla import (
+    WorldVLAConfig,
+    WorldVLAImageProcessor,
+    WorldVLAProcessor,
+    WorldVLAVQVAEConfig,
+    __version__,
+)
 from transformers_worldvla.data import Episode, load_episodes
 from transformers_worldvla.tokens_worldvla import special_token_names
 
@@ -122,6 +128,7 @@ def make_config(processor: WorldVLAProcessor) -> WorldVLAConfig:
         vq_config=WorldVLAVQVAEConfig(**VQ_CONFIG),
         action_dim=processor.get_embodiment().action_dim,
         dropout=0.0,
+        generator_version=__version__,
         world_loss_weight=1.0,  # from scratch both halves need to be learnt
         **LM_CONFIG,
     )

@@ -209,10 +209,10 @@ def test_evaluation_of_several_episodes_is_the_sum_of_its_parts(setup: Setup) ->
 def test_what_does_not_fit_is_said(setup: Setup) -> None:
     with pytest.raises(ValueError, match="cameras"):
         open_loop.read_recording(setup.model, setup.processor, setup.episode, cameras=["image", "wrist", "third"])
-    with pytest.raises(ValueError, match='no camera "wirst" here; .* did you mean'):
+    with pytest.raises(ValueError, match='no camera "wirst" here; the cameras are: image'):
         names = ["wirst", "image"][: len(setup.recording.cameras)]
         open_loop.read_recording(setup.model, setup.processor, setup.episode, cameras=names)
-    with pytest.raises(ValueError, match=r"actions have D=7, embodiment gantry \(D=3\)"):
+    with pytest.raises(ValueError, match=r"actions have D=7, not those of gantry \(D=3\)"):
         open_loop.read_recording(setup.model, small_processor(GANTRY), setup.episode, cameras=["image"])
 
 

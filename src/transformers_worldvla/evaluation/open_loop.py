@@ -60,7 +60,7 @@ def read_recording(
         raise ValueError(f"embodiment {robot.name!r} sees {robot.num_cameras} cameras, not {len(names)}")
     actions = episode.actions
     if actions.shape[1] != robot.action_dim:
-        raise ValueError(f"the episode's actions have D={actions.shape[1]}, embodiment {robot.describe()}")
+        raise ValueError(f"the episode's actions have D={actions.shape[1]}, not those of {robot.describe()}")
     views = [_read_camera(model, processor, episode, name, batch_size) for name in names]
     codes, pictures, reconstructed = (np.stack(parts, axis=1) for parts in zip(*views, strict=True))
     return Recording(episode.index, episode.instruction, robot.name, names, actions, codes, pictures, reconstructed)
