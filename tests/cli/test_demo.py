@@ -16,7 +16,6 @@ from transformers_worldvla.evaluation import open_loop
 
 FILES = ["demo.gif", "demo.json", "demo.png"]
 HUB = Path(__file__).resolve().parents[2] / "hub"
-BUNDLED = (assets.DEFAULT_CHECKPOINT, assets.DEFAULT_EPISODE)
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +188,7 @@ def test_help_has_examples(worldvla: Callable[..., Any], capfd: pytest.CaptureFi
     assert "examples:" in text and "./worldvla-demo" in text
 
 
-@pytest.mark.skipif(
-    not any((HUB / name).is_dir() for name in BUNDLED), reason="hub/ holds no checkpoint and no episode yet"
-)
+@pytest.mark.skipif(not (HUB / assets.DEFAULT_CHECKPOINT).is_dir(), reason="hub/ holds no checkpoint yet")
 def test_bundled_checkpoint_beats_its_baselines(worldvla_process: Callable[..., Any], tmp_path: Path) -> None:
     """The default job: no argument, no network, a real episode that the checkpoint has not seen."""
     for name in BUNDLED:

@@ -214,11 +214,12 @@ def test_damaged_weights_are_refused(
     assert damage == "cut" or "lack model.norm.weight (1 missing in all)" in line
 
 
-def test_bad_arguments_are_one_line(worldvla: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_are_one_line(worldvla: Callable[..., Any], capfd: pytest.CaptureFixture[str]) -> None:
     for extra in (["--num-actions", "0"], ["--top-k", "x"], ["--temperature", "-1"]):
         with pytest.raises(SystemExit) as exit_:
             worldvla("predict", "--images", "a.png", "--instruction", "b", *extra)
         assert exit_.value.code == 2
+        assert capfd.readouterr().err.count("\n") == 1
 
 
 def test_a_failed_run_leaves_an_earlier_output_alone(

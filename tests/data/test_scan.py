@@ -85,7 +85,6 @@ def test_undamaged_recordings_have_no_problem(libero, name):
             lambda path: edit_column(path, "task_index", set_first(0)),
             "task_index stands for ['open the drawer",
         ),
-        (ROWS_V21, lambda path: edit_column(path, "timestamp", set_first(0.02)), "timestamps are up to 0.020 s off"),
         (
             ROWS_V21,
             lambda path: pq.write_table(pq.read_table(path).drop(["action"]), path),
@@ -158,7 +157,7 @@ def test_a_picture_that_is_cut_short(copy_of):
             ["info.json: says 9 episodes, 4 are listed", "info.json: says 5 frames, the episodes have 33"],
         ),
         ("v21_video", lambda f: (f / "meta/tasks.jsonl").unlink(), ["meta/tasks.jsonl: file is missing"]),
-        ("v21_video", lambda f: (f / "meta/tasks.jsonl").write_text('{"task": "a"}'), ['lacks "task_index"']),
+        ("v21_video", lambda f: (f / "meta/tasks.jsonl").write_text('{"task": "a"}'), ['a row lacks "task_index"']),
         ("v21_video", lambda f: truncate(f / "meta/episodes.jsonl"), ["meta/episodes.jsonl: is not JSON: "]),
         (
             "v21_video",
@@ -175,7 +174,7 @@ def test_a_picture_that_is_cut_short(copy_of):
         (
             "v30_video",
             lambda f: edit_column(f / EPISODES_V30, "data/file_index", set_first(None)),
-            [f"{EPISODES_V30}: episode 0: column data/file_index is empty"],
+            [f'{EPISODES_V30}: episode 0: a row has None as "data/file_index"'],
         ),
         (
             "v30_video",
@@ -204,6 +203,34 @@ def test_damaged_metadata(copy_of, name, damage, messages):
     assert len(lines) == len(messages), lines
     for line, message in zip(lines, messages, strict=True):
         assert message in line and line.startswith(str(folder)) and "\n" not in line
+
+
+def test_timestamps_that_are_not_the_clock_of_the_dataset(copy_of):
+    folder = copy_of("v21_image")
+    edit_column(folder / ROWS_V21, "timestamp", set_first(0.04))
+    lines = [str(problem) for problem in scan_episodes(folder).problems]
+    assert lines == [f"{folder}/{ROWS_V21}: episode 1: timestamps are up to 0.040 s off a clock of 10 fps"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"fps": 0}, {"fps": "fast"}, {"chunks_size": 0}, {"features": []}, {"features": {"action": {"dtype": "float32"}}}],
+)
+def test_nonsense_in_the_metadata_is_named(copy_of, changes):
+    folder = copy_of("v21_image")
+    edit_json(folder / "meta/info.json", **changes)
+    with pytest.raises(EpisodeError, match="meta/info.json: (is not complete|has an fps, a chunks_size or a shape)"):
+        load_episodes(folder)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"episode_index": 0, "tasks": "stack", "length": 9}', "[1]", '{"episode_index": "x"}']
+)
+def test_nonsense_in_the_list_of_episodes_is_named(copy_of, line):
+    folder = copy_of("v21_image")
+    (folder / "meta/episodes.jsonl").write_text(line)
+    with pytest.raises(EpisodeError, match="meta/episodes.jsonl: "):
+        load_episodes(folder)
 
 
 def test_pictures_of_another_size_than_declared(copy_of):

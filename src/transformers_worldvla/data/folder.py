@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from .episodes import Episode, EpisodeDataset, EpisodeError, finite_rows, select_cameras
 from .libero_hdf5 import instruction_from_task_name
+from .pictures import PictureError, decode_picture
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 ACTIONS, STATE = ("actions.npy", "actions.csv", "action"), ("state.npy", "state.csv", "state")
@@ -105,18 +105,15 @@ class FolderEpisode(Episode):
 
     def _read_frames(self, key: str, start: int, stop: int) -> np.ndarray:
         files = numbered(self.folder / key, PICTURES, self.index)[start:stop]
-        pictures = [self._read_picture(file) for file in files]
-        for file, picture in zip(files, pictures, strict=True):
-            if picture.shape != pictures[0].shape:
+        pictures: list[np.ndarray] = []
+        for file in files:
+            try:
+                pictures.append(decode_picture(file))
+            except PictureError as error:
+                raise EpisodeError(str(error), file, self.index) from error
+            if pictures[-1].shape != pictures[0].shape:
                 raise EpisodeError(f"differs in size from {files[0].name}", file, self.index)
         return np.stack(pictures)
-
-    def _read_picture(self, file: Path) -> np.ndarray:
-        try:
-            with Image.open(file) as picture:
-                return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for damaged files
-            raise EpisodeError(f"is not a picture: {error}", file, self.index) from error
 
 
 def natural_key(path: Path) -> list[tuple[int, str]]:

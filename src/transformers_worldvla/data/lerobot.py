@@ -5,7 +5,6 @@ An episode is rows of a parquet file and, per camera, a span of an mp4. Every ca
 is the time of the frame, as in LeRobot's reader; its float error (10.899999) is far below half a frame.
 """
 
-import io
 import warnings
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from . import lerobot_meta as meta
 from .episodes import Episode, EpisodeDataset, EpisodeError, finite_rows, import_extra, select_cameras
+from .pictures import PictureError, decode_picture
 from .storage import Files, HubFiles
 from .video import VideoError, decode_frames
 
@@ -87,7 +86,9 @@ class LeRobotEpisode(Episode):
     """An episode of a LeRobot dataset."""
 
     def __init__(self, dataset: LeRobotEpisodes, entry: meta.EpisodeEntry):
-        super().__init__(entry.index, entry.length, next(iter(entry.tasks), ""), dataset.fps, dataset.camera_keys)
+        super().__init__(
+            entry.index, max(entry.length, 0), next(iter(entry.tasks), ""), dataset.fps, dataset.camera_keys
+        )
         self._dataset, self._entry = dataset, entry
         if len(entry.tasks) > 1:
             warnings.warn(
@@ -106,10 +107,10 @@ class LeRobotEpisode(Episode):
     def success(self) -> bool | None:
         return bool(np.any(self._numbers(SUCCESS_KEY))) if SUCCESS_KEY in self._dataset.info.features else None
 
-    @property
+    @cached_property
     def timestamps(self) -> np.ndarray:
-        """(T,) seconds since the start of the episode."""
-        return self._numbers("timestamp")[:, 0].astype(np.float64)
+        """(T,) seconds since the start of the episode; read on their own, they are all that a frame needs."""
+        return self._finite(self._read_columns(["timestamp"]), "timestamp")[:, 0].astype(np.float64)
 
     def check(self) -> None:
         frame = 1 / self._dataset.info.fps
@@ -131,7 +132,7 @@ class LeRobotEpisode(Episode):
     def _rows(self) -> Any:
         """The numeric columns of the episode, checked against the metadata."""
         dataset, entry = self._dataset, self._entry
-        columns = [dataset.action_key, "timestamp", "frame_index", "task_index"]
+        columns = [dataset.action_key, "frame_index", "task_index"]
         columns += [key for key in (dataset.state_key, SUCCESS_KEY) if key is not None and key in dataset.info.features]
         rows = self._read_columns(columns)
         if rows["frame_index"].to_pylist() != list(range(entry.length)):
@@ -144,13 +145,15 @@ class LeRobotEpisode(Episode):
 
     def _numbers(self, key: str) -> np.ndarray:
         """A numeric column: (T, D) float32."""
-        rows, entry = self._rows, self._entry
-        values, width = flat_values(rows[key]), self._dataset.info.width(key)
-        if len(values) != entry.length * width:
-            raise EpisodeError(
-                f"{key} has {len(values) / entry.length:g} values a row, not {width}", self._file, entry.index
-            )
-        return finite_rows(values.reshape(entry.length, width), key, self._file, entry.index)
+        return self._finite(self._rows, key)
+
+    def _finite(self, rows: Any, key: str) -> np.ndarray:
+        """A numeric column of `rows`, as wide as the metadata says."""
+        values, width, length = flat_values(rows[key]), self._dataset.info.width(key), self._entry.length
+        if len(values) != length * width:
+            reason = f"{key} has {len(values) / length:g} values a row, not {width}"
+            raise EpisodeError(reason, self._file, self._entry.index)
+        return finite_rows(values.reshape(length, width), key, self._file, self._entry.index)
 
     def _read_columns(self, columns: list[str]) -> Any:
         """The episode's rows of some columns, as many as the metadata says."""
@@ -202,12 +205,9 @@ class LeRobotEpisode(Episode):
                 raise EpisodeError(f"{key} of step {step} is empty", self._file, self._entry.index)
             data = self._dataset.files.path(name, self._entry.index).read_bytes()
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for damaged files
-            raise EpisodeError(
-                f"{key} of step {step} is not a picture: {error}", self._file, self._entry.index
-            ) from error
+            return decode_picture(data)
+        except PictureError as error:
+            raise EpisodeError(f"{key} of step {step} {error}", self._file, self._entry.index) from error
 
 
 def read_episode_rows(path: Path, episode: int, columns: list[str]) -> Any:

@@ -8,13 +8,14 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .episodes import EpisodeError, import_extra
 from .storage import Files
 
 INFO, TASKS_V2, EPISODES_V2 = "meta/info.json", "meta/tasks.jsonl", "meta/episodes.jsonl"
 TASKS_V3, EPISODES_V3 = "meta/tasks.parquet", "meta/episodes"
+Value = TypeVar("Value")
 ACTION_KEYS, STATE_KEYS = ("action", "actions"), ("observation.state", "state")  # the plurals are openpi's
 
 
@@ -99,31 +100,34 @@ def read_info(files: Files) -> LeRobotInfo:
             where,
         )
     try:
-        return LeRobotInfo(
+        parsed = LeRobotInfo(
             version=version,
             fps=float(info["fps"]),
             features={key: dict(feature) for key, feature in info["features"].items()},
-            data_path=info["data_path"],
-            video_path=info.get("video_path"),
+            data_path=str(info["data_path"]),
+            video_path=info.get("video_path") and str(info["video_path"]),
             chunks_size=int(info.get("chunks_size", 1000)),
             total_episodes=int(info["total_episodes"]),
             total_frames=int(info["total_frames"]),
         )
+        sizes = [parsed.width(key) for key in parsed.features]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EpisodeError(f"is not complete: {error!r}", where) from error
+    if not 0 < parsed.fps < 1e6 or min([parsed.chunks_size, *sizes]) < 1:
+        raise EpisodeError("has an fps, a chunks_size or a shape that is not positive", where)
+    return parsed
 
 
 def read_tasks(files: Files, info: LeRobotInfo) -> dict[int, str]:
     """Task index -> instruction."""
     if info.version[0] == 2:
-        rows = _read_json_lines(files, TASKS_V2)
-        return {int(_field(row, "task_index", files, TASKS_V2)): _field(row, "task", files, TASKS_V2) for row in rows}
-    table = read_parquet(files, TASKS_V3)
-    texts = [name for name in table.column_names if str(table.schema.field(name).type) in ("string", "large_string")]
-    if "task_index" not in table.column_names or not texts:
-        raise EpisodeError(f"has columns {table.column_names}, not task_index and a text", files.name(TASKS_V3))
-    text = next((name for name in texts if name.startswith("__index") or name == "task"), texts[0])  # pandas index
-    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+        rows, text = _read_json_lines(files, TASKS_V2), "task"
+    else:
+        rows = _read_parquet(files, TASKS_V3)
+        texts = [key for key, value in rows[0].items() if isinstance(value, str)] if rows else []
+        text = next((key for key in texts if key.startswith("__index")), "task")  # the index of a pandas table
+    name = TASKS_V2 if info.version[0] == 2 else TASKS_V3
+    return {_field(row, "task_index", int, files, name): _field(row, text, _text, files, name) for row in rows}
 
 
 def read_entries(files: Files, info: LeRobotInfo) -> list[EpisodeEntry]:
@@ -135,13 +139,13 @@ def read_entries(files: Files, info: LeRobotInfo) -> list[EpisodeEntry]:
 def _entries_v2(files: Files, info: LeRobotInfo) -> list[EpisodeEntry]:
     entries = []
     for row in _read_json_lines(files, EPISODES_V2):
-        index = int(_field(row, "episode_index", files, EPISODES_V2))
+        index = _field(row, "episode_index", int, files, EPISODES_V2)
         places = {"episode_chunk": index // info.chunks_size, "episode_index": index}
         entries.append(
             EpisodeEntry(
                 index,
-                int(_field(row, "length", files, EPISODES_V2)),
-                tuple(_field(row, "tasks", files, EPISODES_V2)),
+                _field(row, "length", int, files, EPISODES_V2),
+                _field(row, "tasks", _texts, files, EPISODES_V2),
                 _fill(info.data_path, files, **places),
                 {key: VideoSpan(_video_file(info, key, files, **places)) for key in _video_keys(info)},
             )
@@ -156,41 +160,36 @@ def _entries_v3(files: Files, info: LeRobotInfo) -> list[EpisodeEntry]:
     columns = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index"]
     for key in _video_keys(info):
         columns += [f"videos/{key}/{part}" for part in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")]
-    entries = []
-    for name in names:
-        for row in read_parquet(files, name, columns).to_pylist():
-            if any(row[column] is None for column in columns):
-                empty = next(column for column in columns if row[column] is None)
-                raise EpisodeError(f"column {empty} is empty", files.name(name), row["episode_index"])
-            data = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
-            videos = {}
-            for key in _video_keys(info):
-                of = {part: row[f"videos/{key}/{part}"] for part in ("chunk_index", "file_index")}
-                bounds = row[f"videos/{key}/from_timestamp"], row[f"videos/{key}/to_timestamp"]
-                videos[key] = VideoSpan(_video_file(info, key, files, **of), *bounds)
-            entries.append(
-                EpisodeEntry(
-                    row["episode_index"],
-                    row["length"],
-                    tuple(row["tasks"]),
-                    _fill(info.data_path, files, **data),
-                    videos,
-                )
-            )
-    return entries
+    return [_entry_v3(row, files, name, info) for name in names for row in _read_parquet(files, name, columns)]
 
 
-def read_parquet(files: Files, name: str, columns: list[str] | None = None) -> Any:
-    """A whole parquet file as a table. EpisodeError when it is missing, damaged or lacks a column."""
+def _entry_v3(row: dict[str, Any], files: Files, name: str, info: LeRobotInfo) -> EpisodeEntry:
+    videos = {}
+    for key in _video_keys(info):
+        places = {part: _field(row, f"videos/{key}/{part}", int, files, name) for part in ("chunk_index", "file_index")}
+        start, stop = (_field(row, f"videos/{key}/{part}_timestamp", float, files, name) for part in ("from", "to"))
+        videos[key] = VideoSpan(_video_file(info, key, files, **places), start, stop)
+    places = {part: _field(row, f"data/{part}", int, files, name) for part in ("chunk_index", "file_index")}
+    return EpisodeEntry(
+        _field(row, "episode_index", int, files, name),
+        _field(row, "length", int, files, name),
+        _field(row, "tasks", _texts, files, name),
+        _fill(info.data_path, files, **places),
+        videos,
+    )
+
+
+def _read_parquet(files: Files, name: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of a small parquet file. EpisodeError when it is missing, damaged or lacks a column."""
     pa, pq = import_extra("pyarrow"), import_extra("pyarrow.parquet")
     path = files.path(name)
     try:
-        file = pq.ParquetFile(path)
-        missing = [column for column in columns or [] if column not in file.schema_arrow.names]
-        if missing:
-            raise EpisodeError(f"lacks column {missing[0]}", files.name(name))
-        return file.read(columns=columns)
-    except (OSError, pa.ArrowException) as error:
+        with pq.ParquetFile(path) as file:
+            missing = [column for column in columns or [] if column not in file.schema_arrow.names]
+            if missing:
+                raise EpisodeError(f"lacks column {missing[0]}", files.name(name))
+            return file.read(columns=columns).to_pylist()
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise EpisodeError(f"cannot be read: {error}", files.name(name)) from error
 
 
@@ -211,22 +210,44 @@ def _fill(template: str, files: Files, **places: int | str) -> str:
         raise EpisodeError(f'the path "{template}" cannot be filled in: {error!r}', files.name(INFO)) from error
 
 
-def _field(row: Mapping[str, Any], key: str, files: Files, name: str) -> Any:
-    if key not in row:
-        raise EpisodeError(f'a line lacks "{key}"', files.name(name), row.get("episode_index"))
-    return row[key]
+def _field(row: Mapping[str, Any], key: str, convert: Callable[[Any], Value], files: Files, name: str) -> Value:
+    """A value of a row; EpisodeError when it is missing or of another type."""
+    try:
+        return convert(row[key])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = f'lacks "{key}"' if key not in row else f'has {row[key]!r} as "{key}"'
+        raise EpisodeError(f"a row {reason}", files.name(name), _number(row.get("episode_index"))) from error
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(map(_text, value))
 
 
 def _read_json(files: Files, name: str) -> dict[str, Any]:
-    return _parsed(files, name, json.loads)
+    return _parsed(files, name, lambda text: [json.loads(text)])[0]
 
 
 def _read_json_lines(files: Files, name: str) -> list[dict[str, Any]]:
     return _parsed(files, name, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()])
 
 
-def _parsed(files: Files, name: str, parse: Callable[[str], Any]) -> Any:
+def _parsed(files: Files, name: str, parse: Callable[[str], list[Any]]) -> list[dict[str, Any]]:
     try:
-        return parse(files.path(name).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        rows = parse(files.path(name).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EpisodeError(f"is not JSON: {error}", files.name(name)) from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise EpisodeError("is not JSON: an object { } is wanted", files.name(name))
+    return rows

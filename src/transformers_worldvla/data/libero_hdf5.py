@@ -26,7 +26,14 @@ STATE_PARTS = ("ee_states", "gripper_states")  # position, axis-angle, gripper: 
 JOINTS_IN_SIMULATOR_STATE = slice(
     1, 8
 )  # a row of `states` is time, positions (the arm's seven joints first), velocities
-READ_ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError)  # what h5py raises for damaged or foreign files
+READ_ERRORS = (
+    OSError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+)  # what h5py raises for damaged or foreign files
 
 
 def instruction_from_task_name(name: str) -> str:
@@ -158,7 +165,7 @@ class HDF5Episode(Episode):
 def describe_demo(file: Path, data: Any, name: str) -> Demo:
     """Read everything about a demonstration but its rows. ValueError when its parts differ in length."""
     demo, observations = data[name], data[name]["obs"]
-    cameras = [key for key, value in observations.items() if value.ndim == 4 and value.shape[-1] == 3]
+    cameras = [key for key, value in observations.items() if is_pictures(value)]
     stored, has_state = len(demo["actions"]), all(part in observations for part in STATE_PARTS)
     for key in [*cameras, *(STATE_PARTS if has_state else ())]:
         if len(observations[key]) != stored:
@@ -179,6 +186,11 @@ def describe_demo(file: Path, data: Any, name: str) -> Demo:
         has_rewards="rewards" in demo,
         observations_follow_actions=follow,
     )
+
+
+def is_pictures(rows: Any) -> bool:
+    """Whether a dataset of `obs` is a camera: (T, H, W, 3) uint8."""
+    return rows.ndim == 4 and rows.shape[-1] == 3 and rows.dtype == np.uint8
 
 
 def observations_follow_actions(demo: Any) -> bool:

@@ -80,8 +80,9 @@ def _open_repository(
     if streaming:
         return LeRobotEpisodes(HubFiles(repo, root.name, root), cameras, repo)
     info = read_info(LocalFiles(root, repo))
-    keys = select_cameras(cameras, info.camera_keys).values()
-    root = _download(repo, root.name, ["meta/*", "data/*", *(f"videos/*{key}/*" for key in keys if info.is_video(key))])
+    keys = [key for key in select_cameras(cameras, info.camera_keys).values() if info.is_video(key)]
+    videos = [pattern for key in keys for pattern in (f"videos/{key}/*", f"videos/*/{key}/*")]  # v3, v2
+    root = _download(repo, root.name, ["meta/*", "data/*", *videos])
     dataset = LeRobotEpisodes(LocalFiles(root, repo), cameras, repo)
     dataset.revision = root.name
     return dataset

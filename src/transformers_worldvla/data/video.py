@@ -12,6 +12,7 @@ import numpy as np
 from .episodes import import_extra
 
 BACKEND_VARIABLE = "WORLDVLA_VIDEO_BACKEND"
+LONGEST = 1e7  # seconds, four months
 
 
 class VideoError(ValueError):
@@ -24,6 +25,8 @@ def decode_frames(path: Path, seconds: np.ndarray, tolerance: float) -> np.ndarr
     A frame counts when its time is within `tolerance` seconds; take less than half a frame, so that none can be
     confused with its neighbour. Raises VideoError when one is missing, corrupt or undecodable.
     """
+    if not (abs(seconds) < LONGEST).all():
+        raise VideoError(f"cannot have a frame at {seconds[0]} s")
     backend = os.environ.get(BACKEND_VARIABLE, "pyav")
     if backend == "torchcodec":
         return _decode_torchcodec(path, seconds, tolerance)
