@@ -9,15 +9,15 @@ folder="${1:-/tmp/lerobot-roundtrip}"
 ours="${OURS:-.venv/bin/python}"
 mkdir -p "$folder"
 
-# LeRobot without its dependencies, which are robots and simulators for the most part; those of the datasets, in its ranges
+# LeRobot without its dependencies, which are robots and simulators for the most part; those of its datasets, in its ranges
 roundtrip() {
     local version="$1" python="$folder/lerobot-$1/bin/python"
     shift
     if ! "$python" -c 'import lerobot' 2>/dev/null; then
         "${PYTHON:-python3.11}" -m venv --clear "$folder/lerobot-$version"
-        "$python" -m pip install -q "$@" "draccus==0.10.0" "huggingface-hub<0.36" "numpy<2.3" "deepdiff<9" einops gymnasium \
-            imageio jsonlines opencv-python-headless packaging pandas termcolor
-        "$python" -m pip install -q --no-deps "lerobot==$version"
+        "$python" -m pip install -q --no-compile "$@" "av==15.1.0" "draccus==0.10.0" "huggingface-hub==0.35.3" "numpy==2.2.6" \
+            "deepdiff<9" einops gymnasium imageio jsonlines opencv-python-headless packaging pandas termcolor
+        "$python" -m pip install -q --no-compile --no-deps "lerobot==$version"
     fi
     rm -rf "$folder/data-$version"
     echo "LeRobot $version writes and reads (its output: $folder/write-$version.log)"
@@ -26,5 +26,5 @@ roundtrip() {
     "$ours" scripts/lerobot_roundtrip.py compare "$folder/data-$version"
 }
 
-roundtrip 0.3.3 "torch<2.8" "torchvision<0.23" "torchcodec<0.6" "datasets<=3.6.0" "av>=14.2,<16"
-roundtrip 0.4.4 "torch<2.11" "torchvision<0.26" "torchcodec<0.11" "datasets>=4,<5" "av>=15,<16" accelerate
+roundtrip 0.3.3 "torch==2.7.1" "torchvision==0.22.1" "torchcodec==0.5" "datasets==3.6.0"
+roundtrip 0.4.4 "torch==2.10.0" "torchvision==0.25.0" "torchcodec==0.10.0" "datasets==4.1.1" accelerate

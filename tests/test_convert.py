@@ -198,7 +198,7 @@ def test_half_precision_stays_and_the_image_tokenizer_is_float32(sources: Source
 
 
 def test_output_in_shards(sources: Sources, converted: Path, tmp_path: Path) -> None:
-    limit = 3_000_000
+    limit = 1_000_000
     quietly(sources, tmp_path / "output", max_shard_bytes=limit)
     shards = sorted((tmp_path / "output").glob("*.safetensors"))
     assert len(shards) > 3 and shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"

@@ -204,7 +204,9 @@ def test_drafts_are_accepted_in_part(repeating):
 
 def test_a_right_draft_is_read_in_few_passes():
     """A frame that repeats itself: the prefill and one pass for each window."""
-    model = favouring(tiny_model(seed=1), count=1, strength=30.0)
+    model = favouring(tiny_model(seed=1), count=1, strength=1.0)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 1000.0  # drowns everything else
     write = writer(model)
     still = write.image((2, 2), [write.codes[0]] * 16)
     prompt = [write.ids["<s>"], *write.text(), *still, *write.action(), write.separator]
@@ -217,7 +219,7 @@ def test_a_right_draft_is_read_in_few_passes():
 
 @pytest.mark.parametrize("cache", CACHES)
 def test_sampled_drafts_keep_the_distribution(cache):
-    """Four codes of an image, 3000 images with and without draft: the same distribution of whole images' parts."""
+    """Four codes of an image, 1500 images with and without draft: every pair of codes is distributed alike."""
     model = favouring(tiny_model(seed=2, num_codes=5, initializer_range=0.15), count=2, strength=1.0)
     rows = favoured_prompts(model, 3, 1)
     draws = 1500
@@ -226,13 +228,12 @@ def test_sampled_drafts_keep_the_distribution(cache):
     plain = model.generate_frames(**arguments, generator=seeded(0))
     free = torch.isin(plain[0, 0], torch.tensor(writer(model).codes))
     plain = plain[:, 0, free]  # (draws, 4)
-    expected = {}
     with torch.no_grad():  # the first code has an exact distribution
         prefix = torch.tensor([rows[0] + writer(model).image()[:3]])
         logits = model(input_ids=prefix).logits[0, -1, writer(model).codes] / 0.8
         kept = logits.topk(4)
         expected = dict(zip([writer(model).codes[i] for i in kept.indices], kept.values.softmax(0).tolist(), strict=True))
-    for window in (1, 3, 16):
+    for window in (1, 3, 16) if cache == "dynamic" else (3,):
         drafted = model.generate_frames(**arguments, draft="previous", draft_window=window, generator=seeded(1))
         drafted = drafted[:, 0, free]
         statistic = sum((int((drafted[:, 0] == t).sum()) - draws * p) ** 2 / (draws * p) for t, p in expected.items())

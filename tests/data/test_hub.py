@@ -54,11 +54,10 @@ print(json.dumps([len(dataset), dataset.revision, episode.instruction, digest(ep
     expected = load_episodes(libero / "lerobot_v30_video")[3]
     assert (length, revision, instruction) == (5, COMMIT, expected.instruction)
     assert frames == _digest(expected.frames("wrist_image"))
-    assert fetched[-2:] == [
+    assert sorted(name for name in fetched if not name.startswith("meta/")) == [
         "data/chunk-000/file-000.parquet",
         "videos/observation.images.wrist_image/chunk-000/file-001.mp4",
     ]
-    assert all(name.startswith("meta/") for name in fetched[:-2])
 
 
 def test_a_file_that_the_repository_lacks(copy_of, ask):
@@ -100,15 +99,20 @@ def test_no_hub_at_all(fresh_process):
     assert "\n" not in message
 
 
-def test_hdf5_from_the_hub(libero, ask):
+def test_hdf5_from_the_hub_and_what_is_no_recording(copy_of, ask):
+    folder = copy_of("libero_hdf5")
+    (folder / "model.safetensors").write_bytes(b"large")
     script = f"""
 dataset = load_episodes("{REPO}")
 print(json.dumps([dataset.format, dataset.revision, digest(dataset[0].frames("agentview_rgb"))]))
 """
-    with DatasetHub(libero / "libero_hdf5") as hub:
-        answer = ask(hub, script)
-    frames = load_episodes(libero / "libero_hdf5")[0].frames("agentview_rgb")
-    assert answer == ["LIBERO HDF5", COMMIT, _digest(frames)]
+    frames = load_episodes(folder)[0].frames("agentview_rgb")
+    with DatasetHub(folder) as hub:
+        assert ask(hub, script) == ["LIBERO HDF5", COMMIT, _digest(frames)]
+        next(folder.glob("*.hdf5")).unlink()
+        message = ask(hub, f'print(json.dumps(attempt(lambda: load_episodes("{REPO}"))))')
+        assert "model.safetensors" not in hub.fetched
+    assert message.endswith(f"{REPO} holds no meta/info.json (LeRobot) and no *.hdf5 (LIBERO)")
 
 
 def _digest(frames: np.ndarray) -> str:

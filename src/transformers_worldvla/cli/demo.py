@@ -43,6 +43,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="M", help="checkpoint: a folder or a Hub id (default: the bundled one)")
     parser.add_argument("--episodes", metavar="DATA", help="dataset: a folder or a Hub id (default: the bundled one)")
     parser.add_argument("--index", type=int, default=0, metavar="N", help="which of its episodes (%(default)s)")
+    parser.add_argument("--embodiment", metavar="E", help="whose actions, where the checkpoint has several")
     add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help=f"print what {NUMBERS} holds")
     return parser
@@ -62,13 +63,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     episodes = args.episodes or bundled_folder(DEFAULT_EPISODE)
     with clock("load"):
         processor = load_processor(checkpoint)
-        cameras = processor.get_embodiment().cameras
-        dataset = load_episodes(episodes, cameras=cameras)
+        robot = processor.get_embodiment(args.embodiment)
+        dataset = load_episodes(episodes, cameras=robot.cameras)
         if not 0 <= args.index < len(dataset):
             raise UserError(f"--index {args.index}: {episodes} has the episodes 0 to {len(dataset) - 1}")
+        episode = dataset[args.index]
+        mean = training_mean(checkpoint, robot.action_dim)
         model = load_model(checkpoint, args.device)
-    report, recording, imagined = measure(model, processor, dataset[args.index], checkpoint, clock)
-    report["episode"]["dataset"] = str(episodes)
+    report, recording, imagined = measure(model, processor, episode, robot, mean, clock)
+    report = {"checkpoint": describe_checkpoint(model, checkpoint), "dataset": str(episodes), **report}
     with clock("draw"), new_files(output) as folder:
         draw_gif(report, recording, imagined, folder / GIF)
         draw_picture(report, recording, imagined, folder / PICTURE)
@@ -104,14 +107,28 @@ class Clock:
 # -------------------------------------------------------------------- measuring
 
 
+def training_mean(checkpoint: Checkpoint, action_dim: int) -> Any:
+    """Mean action (D,) of the training set, None where the checkpoint does not tell."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from ..evaluation.metrics import STATISTICS_FILE, read_action_mean
+
+    folder = Path(checkpoint.name)
+    if not checkpoint.is_folder:
+        try:
+            folder = Path(hf_hub_download(checkpoint.name, STATISTICS_FILE)).parent
+        except EntryNotFoundError:
+            return None
+    return read_action_mean(folder, action_dim)
+
+
 def measure(
-    model: Any, processor: Any, episode: Any, checkpoint: Checkpoint, clock: Clock
+    model: Any, processor: Any, episode: Any, robot: Any, mean: Any, clock: Clock
 ) -> tuple[dict[str, Any], Any, Any]:
     """Compare one episode: the report, the recording and the imagined rollouts (S, horizon, C, H, W, 3)."""
     from ..evaluation import open_loop
-    from ..evaluation.metrics import read_action_mean
 
-    robot = processor.get_embodiment()
     length, num_actions = len(episode), processor.num_actions
     horizon = min(MAX_HORIZON, length - 1)
     stride = -(-length // MAX_SAMPLES)
@@ -120,7 +137,7 @@ def measure(
     rollouts = open_loop.rollout_starts(length, horizon)
     options: dict[str, Any] = {"batch_size": BATCH_SIZE, "progress": True}
     with clock("read the episode"):
-        recording = open_loop.read_recording(model, processor, episode, batch_size=BATCH_SIZE)
+        recording = open_loop.read_recording(model, processor, episode, robot.name, batch_size=BATCH_SIZE)
     with clock("predict actions"):
         chunks = open_loop.predict_chunks(model, processor, recording, starts, num_actions, **options)
     with clock("imagine next frames"):
@@ -128,12 +145,11 @@ def measure(
     with clock("imagine rollouts"):
         imagined = open_loop.roll_out(model, processor, recording, rollouts, horizon, **options)
 
-    mean, source = read_action_mean(checkpoint.name, robot.action_dim), "the training set"
+    source = "the training set"
     if mean is None:
         mean, source = recording.actions.mean(axis=0), "this episode (the checkpoint has no training_statistics.json)"
     compared = open_loop.compare_actions(recording, starts, chunks)
     report = {
-        "checkpoint": describe_checkpoint(model, checkpoint),
         "episode": {
             "index": recording.index,
             "instruction": recording.instruction,

@@ -1,0 +1,79 @@
+"""Configuration of WorldVLA: Chameleon's fields, and those that make it an action world model."""
+
+from typing import Any
+
+from transformers.models.chameleon.configuration_chameleon import ChameleonConfig, ChameleonVQVAEConfig
+
+from .tokens_worldvla import BOS, PAD, SEPARATOR, published_vocabulary
+
+ATTENTIONS = ("independent", "causal")
+REDUCTIONS = ("paper", "authors")
+
+
+class WorldVLAVQVAEConfig(ChameleonVQVAEConfig):
+    """Image tokenizer (VQ-GAN) sizes; the defaults are those of Chameleon's `vqgan.yaml`."""
+
+    model_type = "worldvla_vqvae"
+    base_config_key = "vq_config"
+
+
+class WorldVLAConfig(ChameleonConfig):
+    """Chameleon decoder, image tokenizer and the fields of the action world model.
+
+    Args:
+        vocabulary_map (`dict[str, int]`, *optional*): names and ids of the shared vocabulary; every special id is
+            looked up in it by name. Defaults to the published ids.
+        action_attention (`str`, defaults to `"independent"`): `independent` hides the answer's action blocks from one
+            another (paper Figure 3b, authors' `generate_att_mask_3`); `causal` is the ordinary mask (Figure 3a).
+        action_dim (`int`, *optional*): D of the default embodiment, used when `generate_actions` is given none.
+        num_cameras (`int`, defaults to 1): pictures a time step (C), used for video prediction; a world prompt shows
+            its C.
+        dropout (`float`, defaults to 0.05): residual dropout in training (authors' `modeling_chameleon.py`).
+        loss_reduction (`str`, defaults to `"paper"`): `paper` is L_action + alpha L_world with a mean each (equation
+            4); `authors` is one class-weighted mean over all labelled tokens (their released training code).
+        world_loss_weight (`float`, defaults to 0.04): alpha.
+        authors_world_classes (`tuple[int, int]`, *optional*): first and last class id that `authors` weighs with alpha.
+            Defaults to the image codes shifted down by one, as in their code (3..8194 for the published ids).
+        z_loss_weight (`float`, defaults to 1e-5): weight of the mean squared logsumexp over labelled tokens.
+        loss_chunk_size (`int`, defaults to 2048): labelled rows whose logits are held at once in training.
+        generator_version (`str`, *optional*): version of this library that wrote the checkpoint.
+    """
+
+    model_type = "worldvla"
+    keys_to_ignore_at_inference = ["past_key_values", "action_loss", "world_loss", "z_loss"]
+    # the first name is read by transformers >= 5.20, the second by earlier ones
+    sub_configs_defaults = {"vq_config": WorldVLAVQVAEConfig}
+    sub_configs = {"vq_config": WorldVLAVQVAEConfig}
+
+    action_attention: str = "independent"
+    action_dim: int | None = None
+    num_cameras: int = 1
+    dropout: float | int = 0.05
+    loss_reduction: str = "paper"
+    world_loss_weight: float | int = 0.04
+    authors_world_classes: list[int] | tuple[int, ...] | None = None
+    z_loss_weight: float | int = 1e-5
+    loss_chunk_size: int = 2048
+    generator_version: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.vocabulary_map is None:
+            self.vocabulary_map = published_vocabulary()
+        if self.vq_config is None:
+            self.vq_config = WorldVLAVQVAEConfig()
+        elif isinstance(self.vq_config, dict):
+            fields = {key: value for key, value in self.vq_config.items() if key != "model_type"}
+            self.vq_config = WorldVLAVQVAEConfig(**fields)
+        for name, legal in (("action_attention", ATTENTIONS), ("loss_reduction", REDUCTIONS)):
+            if getattr(self, name) not in legal:
+                raise ValueError(f"{name} is one of {', '.join(legal)}, not {getattr(self, name)!r}")
+        # the published configs name other ids, which their sequences never use: the vocabulary decides
+        self.bos_token_id = self.vocabulary_map.get(BOS)
+        self.pad_token_id = self.vocabulary_map.get(PAD)
+        self.eos_token_id = self.vocabulary_map.get(SEPARATOR)
+        super().__post_init__(**kwargs)
+
+
+WorldVLAConfig.register_for_auto_class()
+
+__all__ = ["WorldVLAConfig", "WorldVLAVQVAEConfig"]
