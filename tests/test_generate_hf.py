@@ -55,7 +55,9 @@ def test_greedy_is_the_arg_max(model, way):
     answers = generate(model, **batch, **way)[:, batch["input_ids"].shape[1] :]
     for prompt, answer in zip(rows, answers.tolist(), strict=True):
         assert_arg_max(model, prompt, answer, model.config.eos_token_id)
-        alone = generate(model, input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(), **way)
+        alone = generate(
+            model, input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)).long(), **way
+        )
         assert alone[0, len(prompt) :].tolist() == answer
 
 
@@ -111,7 +113,10 @@ def test_inputs_with_pictures(model, way):
     """Two pictures in one row and one in the other: the same tokens as with codes in their place."""
     write = writer(model)
     begin, end = write.ids["<s>"], write.separator
-    rows = [[begin, *write.text(2), *write.pixels(), *write.pixels(), end], [begin, *write.text(3), *write.pixels(), end]]
+    rows = [
+        [begin, *write.text(2), *write.pixels(), *write.pixels(), end],
+        [begin, *write.text(3), *write.pixels(), end],
+    ]
     pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     pixels[0], pixels[2] = -1.0, 1.0
     batch = left_pad(model, rows)

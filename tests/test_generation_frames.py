@@ -59,7 +59,9 @@ def slow_reference(
     return blocks, logprobs
 
 
-def favoured_prompts(model: WorldVLAForCausalLM, seed: int, batch: int, grid: tuple[int, int] = (1, 1)) -> list[list[int]]:
+def favoured_prompts(
+    model: WorldVLAForCausalLM, seed: int, batch: int, grid: tuple[int, int] = (1, 1)
+) -> list[list[int]]:
     """World prompts of different lengths, whose frames hold likely codes and others."""
     write = writer(model, seed)
     rows = []
@@ -232,7 +234,9 @@ def test_sampled_drafts_keep_the_distribution(cache):
         prefix = torch.tensor([rows[0] + writer(model).image()[:3]])
         logits = model(input_ids=prefix).logits[0, -1, writer(model).codes] / 0.8
         kept = logits.topk(4)
-        expected = dict(zip([writer(model).codes[i] for i in kept.indices], kept.values.softmax(0).tolist(), strict=True))
+        expected = dict(
+            zip([writer(model).codes[i] for i in kept.indices], kept.values.softmax(0).tolist(), strict=True)
+        )
     for window in (1, 3, 16) if cache == "dynamic" else (3,):
         drafted = model.generate_frames(**arguments, draft="previous", draft_window=window, generator=seeded(1))
         drafted = drafted[:, 0, free]
@@ -246,7 +250,9 @@ def test_sampled_drafts_keep_the_distribution(cache):
 def two_samples(one: torch.Tensor, two: torch.Tensor) -> float:
     """Chi square of homogeneity between two equally large samples of rows, rare rows together."""
     rows, index = torch.cat([one, two]).unique(dim=0, return_inverse=True)
-    counts = torch.stack([index[: len(one)].bincount(minlength=len(rows)), index[len(one) :].bincount(minlength=len(rows))])
+    counts = torch.stack(
+        [index[: len(one)].bincount(minlength=len(rows)), index[len(one) :].bincount(minlength=len(rows))]
+    )
     rare = counts.sum(0) < 10
     counts = torch.cat([counts[:, ~rare], counts[:, rare].sum(1, keepdim=True)], dim=1).double()
     counts = counts[:, counts.sum(0) > 0]
@@ -294,7 +300,7 @@ def test_calls_do_not_remember(model, draft):
         ({"num_frames": 2}, "a world-model prompt answers with one frame: use model.imagine"),
         ({"num_frames": 0}, "num_frames and draft_window are at least 1, not 0 and 16"),
         ({"draft_window": 0}, "num_frames and draft_window are at least 1, not 1 and 0"),
-        ({"draft": "next"}, 'draft is "previous" or None, not \'next\''),
+        ({"draft": "next"}, "draft is \"previous\" or None, not 'next'"),
         ({"do_sample": True, "temperature": -1.0}, "temperature is positive"),
         ({"cache_implementation": "none"}, 'cache_implementation is "dynamic" or "static"'),
     ],

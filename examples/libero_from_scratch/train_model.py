@@ -51,6 +51,27 @@ class StopAfter(TrainerCallback):
         return control
 
 
+class MovedCodesCollator(WorldVLADataCollator):
+    """Weighs the codes of a world-model answer that differ from the frame before: few codes move, most are copied."""
+
+    def __init__(self, processor: WorldVLAProcessor, weight: float):
+        super().__init__(processor)
+        self.weight = weight
+
+    def __call__(self, samples):
+        batch = super().__call__(samples)
+        tokens, ids = self.processor.tokens, batch["input_ids"]
+        block = tokens.image_block_length(*samples[0]["image_tokens"][0].shape)
+        action = tokens.action_block_length(self.processor.get_embodiment().action_dim)
+        # ... <frame> <action> <separator> <next frame> <separator>, aligned on the right
+        answer = slice(-1 - block, -1)
+        before = slice(-2 - 2 * block - action, -2 - block - action)
+        is_world = ids[:, -2] == tokens.image_end
+        moved = (ids[:, answer] != ids[:, before]) & is_world[:, None]
+        batch["loss_weights"][:, answer] *= torch.where(moved, self.weight, 1.0)
+        return batch
+
+
 def tokenize(
     episodes: list[Episode], model: WorldVLAForCausalLM, processor: WorldVLAProcessor, cache: Path
 ) -> dict[int, TokenizedEpisode]:
@@ -72,15 +93,25 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=45)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--kinds", nargs="+", default=["action", "world"], help="repeat a kind to see it more often")
+    parser.add_argument("--moved-weight", type=float, default=1.0, help="loss weight of codes that change")
+    parser.add_argument("--start-from", type=Path, help="go on from this checkpoint with a new schedule")
     args = parser.parse_args()
     set_seed(0)
     train, held_out = read_split(args.dataset)
-    processor = make_processor(train)
-    model = WorldVLAForCausalLM(make_config(processor))
-    model.model.vqmodel = WorldVLAVQVAE.from_pretrained(args.output / "vqvae")
+    if args.start_from:
+        processor = WorldVLAProcessor.from_pretrained(args.start_from)
+        model = WorldVLAForCausalLM.from_pretrained(args.start_from)
+    else:
+        processor = make_processor(train)
+        model = WorldVLAForCausalLM(make_config(processor))
+        model.model.vqmodel = WorldVLAVQVAE.from_pretrained(args.output / "vqvae")
     tokenized = tokenize([*train, *held_out], model, processor, args.output / "tokens.npz")
     samples = SampleDataset(
-        [tokenized[episode.index] for episode in train], num_actions=NUM_ACTIONS, history_dropout=0.15
+        [tokenized[episode.index] for episode in train],
+        kinds=args.kinds,
+        num_actions=NUM_ACTIONS,
+        history_dropout=0.15,
     )
     clock = StopAfter(args.minutes, args.output / "clock.json")
     decay = {"params": [p for p in model.parameters() if p.requires_grad and p.ndim > 1], "weight_decay": 0.05}
@@ -107,7 +138,7 @@ def main() -> None:
             dataloader_num_workers=0,
         ),
         train_dataset=samples,
-        data_collator=WorldVLADataCollator(processor),
+        data_collator=MovedCodesCollator(processor, args.moved_weight),
         optimizers=(optimizer, scheduler),
         callbacks=[clock],
     )
