@@ -284,12 +284,11 @@ def chameleon(request: pytest.FixtureRequest, sources: Sources, tmp_path: Path) 
             torch.nn.init.normal_(parameter)
     encoder = {name: value for name, value in sources.vq_weights().items() if "decoder" not in name}
     model.model.vqmodel.load_state_dict(encoder)
-    model = model.to(getattr(torch, request.param))
-    model.save_pretrained(folder)
+    model.to(getattr(torch, request.param)).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (sources.tokenizer / name).read_text()
         (folder / name).write_text(text.replace("<reserved08707>", "<image>"))
-    return folder, model
+    return folder, ChameleonForConditionalGeneration.from_pretrained(folder).eval()
 
 
 def test_stock_chameleon(chameleon: tuple[Path, Any], sources: Sources, tmp_path: Path) -> None:

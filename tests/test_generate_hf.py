@@ -198,7 +198,10 @@ def plan(seed: int, steps: int = 3, dim: int = 7) -> np.ndarray:
 
 
 def same(one: list[Image.Image], two: list[Image.Image]) -> bool:
-    return len(one) == len(two) and all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+    """Up to one grey level: a picture decoded in a batch may round the other way."""
+    return len(one) == len(two) and all(
+        np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max() <= 1 for a, b in zip(one, two, strict=True)
+    )
 
 
 @pytest.mark.parametrize("history", [1, 2])
@@ -237,7 +240,7 @@ def test_imagine_feeds_pixels_back(dreamer):
 @pytest.mark.parametrize("feedback", ["tokens", "pixels"])
 def test_imagining_a_batch(dreamer, feedback):
     model, processor = dreamer
-    plans = np.stack([plan(0), plan(1)])
+    plans = np.stack([plan(0, 2), plan(1, 2)])
     together = model.imagine(processor, [picture(0), picture(1)], plans, feedback=feedback, draft="previous")
     for index, frames in enumerate(together):
         assert same(model.imagine(processor, picture(index), plans[index], feedback=feedback), frames)

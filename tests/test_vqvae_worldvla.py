@@ -207,12 +207,15 @@ def test_pixels_in_half_precision_are_read_in_float32():
     assert (vqvae.encode_codes(images) == vqvae.encode_codes(images.float())).all()
 
 
-def test_it_is_frozen():
-    vqvae = tiny_vqvae()
-    assert not any(parameter.requires_grad for parameter in vqvae.parameters())
-    for module in (vqvae, torch.nn.ModuleList([vqvae])):
-        module.train()
-        assert not any(part.training for part in vqvae.modules())
+def test_it_is_frozen(tmp_path):
+    """New, loaded, and whatever mode its model is put into."""
+    tiny_vqvae().save_pretrained(tmp_path)
+    for vqvae in (tiny_vqvae(), WorldVLAVQVAE.from_pretrained(tmp_path)):
+        for module in (vqvae, torch.nn.ModuleList([vqvae])):
+            assert not any(parameter.requires_grad for parameter in vqvae.parameters())
+            module.train()
+            assert not any(part.training for part in vqvae.modules())
+    assert all(p.requires_grad for p in WorldVLAVQVAE.from_pretrained(tmp_path).trainable().parameters())
 
 
 # -------------------------------------------------------------------- trainable

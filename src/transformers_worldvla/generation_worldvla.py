@@ -299,6 +299,8 @@ class WorldVLAGenerationMixin:
             raise ValueError(f"actions are (T, D) or (batch, T, D), not {actions.shape}")
         if feedback not in ("tokens", "pixels"):
             raise ValueError(f'feedback is "tokens" or "pixels", not {feedback!r}')
+        if num_history < 1:
+            raise ValueError(f"num_history is at least 1, not {num_history}")
         batched = actions.ndim == 3
         plans = actions if batched else actions[None]
         firsts = list(image) if batched else [image]

@@ -18,7 +18,7 @@ def libero() -> Path:
 
 @pytest.fixture(scope="session")
 def small() -> Path:
-    """Tiny datasets by LeRobot's own writers, v2.1 and v3.0, and what its readers return (see its README)."""
+    """Tiny v2.1 and v3.0 datasets by LeRobot's own writers, and what its readers return (see its README)."""
     return FIXTURES / "lerobot_small"
 
 

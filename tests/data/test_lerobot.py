@@ -58,6 +58,18 @@ def test_datasets_by_the_real_writers_read_like_with_the_real_readers(small, nam
         assert episode.success == expected["next.success"][mine].any()
 
 
+def test_episodes_begin_and_end_inside_row_groups(copy_of, small):
+    """Converters write row groups that know nothing of episodes."""
+    folder = copy_of("v30_image")
+    files = sorted((folder / "data").rglob("*.parquet"))
+    assert len(files) > 1
+    for path in files:
+        pq.write_table(pq.read_table(path), path, row_group_size=4)
+    for episode, other in zip(load_episodes(folder), load_episodes(small / "v30_image"), strict=True):
+        assert np.array_equal(episode.frames("wrist"), other.frames("wrist"))
+        assert np.array_equal(episode.actions, other.actions)
+
+
 def test_interface_of_an_episode(libero):
     dataset = load_episodes(libero / "lerobot_v30_video")
     episode = dataset[1]

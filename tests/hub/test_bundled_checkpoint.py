@@ -62,7 +62,7 @@ def test_it_loads_where_the_package_is_unknown(folder, tmp_path, use_checkpoint)
 def test_it_acts_on_the_bundled_episode_better_than_the_mean_action(folder, loaded):
     model, processor = loaded
     episode = load_episodes(bundled_folder(DEFAULT_EPISODE))[0]
-    steps = [10, 40, 70]
+    steps = list(range(1, len(episode) - processor.num_actions, 8))
     inputs = processor(
         images=[[episode.frame("image", step - 1), episode.frame("image", step)] for step in steps],
         instruction=[episode.instruction] * len(steps),

@@ -110,9 +110,9 @@ class Episode(ABC):
     def success(self) -> bool | None:
         """Whether the task was done; None when the dataset does not say."""
 
-    def check(self) -> None:
-        """Raise EpisodeError for a mismatch that plain reading would not meet. Used by `scan_episodes`."""
-        return None
+    def problems(self) -> list[EpisodeError]:
+        """Mismatches that reading would not meet, for `scan_episodes`. Raises EpisodeError for what it cannot read."""
+        return []
 
     @abstractmethod
     def _read_frames(self, key: str, start: int, stop: int) -> np.ndarray:

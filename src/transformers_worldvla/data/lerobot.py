@@ -17,7 +17,7 @@ from . import lerobot_meta as meta
 from .episodes import Episode, EpisodeDataset, EpisodeError, finite_rows, import_extra, select_cameras
 from .pictures import PictureError, decode_picture
 from .storage import Files, HubFiles
-from .video import VideoError, decode_frames
+from .video import VideoError, count_frames, decode_frames
 
 SUCCESS_KEY = "next.success"
 FRAME_TOLERANCE = 0.25  # of a frame; more than that and a video does not fit its rows
@@ -112,17 +112,24 @@ class LeRobotEpisode(Episode):
         """(T,) seconds since the start of the episode; read on their own, they are all that a frame needs."""
         return self._finite(self._read_columns(["timestamp"]), "timestamp")[:, 0].astype(np.float64)
 
-    def check(self) -> None:
-        frame = 1 / self._dataset.info.fps
+    def problems(self) -> list[EpisodeError]:
+        found, frame = [], 1 / self._dataset.info.fps
         drift = np.abs(self.timestamps - np.arange(len(self)) * frame).max()
         if drift > FRAME_TOLERANCE * frame:
-            raise EpisodeError(
-                f"timestamps are up to {drift:.3f} s off a clock of {self.fps:g} fps", self._file, self.index
-            )
-        for span in self._entry.videos.values():
-            if span.stop is not None and abs(span.stop - span.start - len(self) * frame) > frame / 2:
+            reason = f"timestamps are up to {drift:.3f} s off a clock of {self.fps:g} fps"
+            found.append(EpisodeError(reason, self._file, self.index))
+        for key in filter(self._dataset.info.is_video, self._camera_keys.values()):
+            span = self._entry.videos[key]
+            if span.stop is None:  # a file of its own
+                frames = count_frames(self._dataset.files.path(span.file, self.index))
+                reason = f"holds {frames} frames, the episode has {len(self)} steps"
+                fits = frames in (None, len(self))
+            else:
                 reason = f"the metadata gives {len(self)} steps {span.stop - span.start:.3f} s of the video"
-                raise EpisodeError(reason, self._dataset.files.name(span.file), self.index)
+                fits = abs(span.stop - span.start - len(self) * frame) < frame / 2
+            if not fits:
+                found.append(EpisodeError(reason, self._dataset.files.name(span.file), self.index))
+        return found
 
     @property
     def _file(self) -> str:

@@ -17,7 +17,7 @@ class PictureError(ValueError):
 
 
 def decode_picture(source: bytes | Path) -> np.ndarray:
-    """A picture file, or its bytes, as (H, W, 3) uint8 RGB, turned by its EXIF tag as `datasets` does. Raises PictureError."""
+    """A picture file, or its bytes: (H, W, 3) uint8 RGB, turned as its EXIF tag says. Raises PictureError."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
             return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))

@@ -92,7 +92,8 @@ def _scan_episode(episode: Episode, report: ScanReport, source: str) -> np.ndarr
     actions = report.attempt(getattr, episode, "actions")
     for part in ("state", "success"):
         report.attempt(getattr, episode, part)
-    report.attempt(episode.check)
+    for problem in report.attempt(episode.problems) or []:
+        report.add(problem)
     for camera in episode.cameras:
         frames = report.attempt(episode.frames, camera)
         report.num_frames += 0 if frames is None else len(frames)

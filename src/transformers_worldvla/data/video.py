@@ -40,13 +40,23 @@ def decode_frames(path: Path, seconds: np.ndarray, tolerance: float) -> np.ndarr
     return frames
 
 
+def count_frames(path: Path) -> int | None:
+    """Number of frames that a file claims to hold; None when it cannot be opened or does not say."""
+    av = import_extra("av")
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            return container.streams.video[0].frames or None if container.streams.video else None
+    except (av.error.FFmpegError, OSError):
+        return None
+
+
 def _decode_pyav(path: Path, seconds: np.ndarray, tolerance: float, seek: bool) -> np.ndarray | None:
     """As `decode_frames`; None when the first decoded frame is already later than the first wanted."""
     av = import_extra("av")
     frames: np.ndarray | None = None
     found, last = 0, None
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise VideoError("holds no video stream")
             stream = container.streams.video[0]
