@@ -179,7 +179,8 @@ def test_auto_classes_give_the_model_itself(folder):
 
 
 def test_a_fresh_load_initialises_what_a_file_lacks(model, tmp_path):
-    """A language model without image tokenizer, as the authors publish it: the rest is random, nothing is left empty."""
+    """A language model without image tokenizer, as the authors publish it: the rest is random, nothing is left
+    empty."""
     state = {name: value for name, value in model.state_dict().items() if "vqmodel" not in name}
     model.save_pretrained(tmp_path, state_dict=state)
     loaded, info = WorldVLAForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -306,19 +307,24 @@ def test_building_on_the_meta_device():
     assert sizes["model.layers.1.self_attn.q_norm.weight"] == (32, 128)
 
 
-def test_quantised_loading(model, folder):
-    """The bitsandbytes path: linear layers of the decoder in 4 bits, the image tokenizer untouched."""
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_loading(bits, tmp_path):
+    """The bitsandbytes path: linear layers of the decoder in few bits, the image tokenizer untouched."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = tiny_model(hidden_size=64, intermediate_size=64)  # bitsandbytes quantises blocks of 64
+    model.save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     try:
-        loaded = WorldVLAForCausalLM.from_pretrained(folder, quantization_config=config, device_map="cpu")
-        actions = loaded.generate_actions(torch.tensor([writer(model).action_prompt()]), num_actions=2, action_dim=3)
-    except (ImportError, RuntimeError, NotImplementedError) as error:
-        pytest.skip(f"bitsandbytes {error} (no CPU support in this build)")
-    assert actions.shape == (1, 2, 3)
-    assert {type(m).__name__ for m in loaded.model.layers.modules()} >= {"Linear4bit"}
+        loaded = WorldVLAForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map="cpu")
+    except ImportError as error:
+        pytest.skip(f"this bitsandbytes does not run on the CPU: {error}")
+    assert {type(m).__name__ for m in loaded.model.layers.modules()} >= {"Linear4bit" if bits == 4 else "Linear8bitLt"}
     assert dtypes(loaded.model.vqmodel) == {torch.float32}
     assert torch.equal(loaded.tokenize_images(noise(2, 3, 32, 32)), model.tokenize_images(noise(2, 3, 32, 32)))
+    prompt = torch.tensor([writer(model).action_prompt()])
+    close = torch.corrcoef(torch.stack([logits(m, input_ids=prompt).flatten() for m in (loaded, model)]))[0, 1]
+    assert close > {4: 0.7, 8: 0.98}[bits]
+    assert loaded.generate_actions(prompt, num_actions=2, action_dim=3).shape == (1, 2, 3)
     frames = loaded.generate_frames(torch.tensor([writer(model).world_prompt()]))
     loaded.tokens.parse_image_block(frames[0, 0].tolist())
 

@@ -91,13 +91,13 @@ class WorldVLAVQVAE(ChameleonVQVAE):
 
     config: WorldVLAVQVAEConfig
     config_class = WorldVLAVQVAEConfig
+    frozen = True
 
     def __init__(self, config: WorldVLAVQVAEConfig):
         super().__init__(config)
         self.decoder = WorldVLAVQVAEDecoder(config)
         for parameter in self.parameters():  # whatever torch's default dtype is while the model is built
             parameter.data = parameter.data.float()
-        self.frozen = True
         self.requires_grad_(False)
         self.post_init()
         self.eval()
@@ -108,6 +108,8 @@ class WorldVLAVQVAE(ChameleonVQVAE):
         return 2 ** (len(self.config.channel_multiplier) - 1)
 
     def train(self, mode: bool = True) -> "WorldVLAVQVAE":
+        if self.frozen:
+            self.requires_grad_(False)  # from_pretrained, which ends with eval(), has put new parameters in place
         return super().train(mode and not self.frozen)
 
     def trainable(self) -> "WorldVLAVQVAE":
