@@ -295,6 +295,14 @@ def test_flex_attention():
     with torch.no_grad():
         expected = reference(**batch).logits[keep]
         torch.testing.assert_close(flex(**batch, use_cache=False).logits[keep], expected, **CLOSE)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="torch cannot compile flex kernels of changing size on the CPU"
+)
+def test_flex_attention_with_a_cache():
+    fields = {"hidden_size": 64}
+    flex, reference = tiny_model(attention="flex_attention", **fields).cuda(), tiny_model(**fields).cuda()
     prompts = left_pad(reference, [writer(reference, seed).action_prompt(length=2 + seed) for seed in range(2)])
     arguments = {**prompts, "num_actions": 3, "action_dim": 3}
     assert torch.equal(flex.generate_actions(**arguments), reference.generate_actions(**arguments))
