@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from model_factory import left_pad, tiny_model, writer
 
@@ -100,12 +100,14 @@ def test_frames_of_several_cameras(model):
 
 
 @pytest.mark.parametrize(("frames", "cameras"), [(2, 1), (1, 2), (2, 2)])
-@pytest.mark.parametrize("draft", [None, "previous"])
-def test_video_prediction(frames, cameras, draft):
+@pytest.mark.parametrize("drafting", [{}, {"draft": "previous"}, {"draft": "previous", "draft_window": 2}])
+@pytest.mark.parametrize("cache", CACHES)
+def test_video_prediction(frames, cameras, drafting, cache):
     """No action in the prompt: several frames may follow, C pictures each as the config says."""
     model = tiny_model(num_cameras=cameras)
     rows = [writer(model, seed).action_prompt(2 + seed, images=2) for seed in range(2)]
-    output = model.generate_frames(**left_pad(model, rows), num_frames=frames, draft=draft)
+    batch = left_pad(model, rows)
+    output = model.generate_frames(**batch, num_frames=frames, cache_implementation=cache, **drafting)
     assert output.shape == (2, frames * cameras, 10)
     for prompt, sample in zip(rows, output, strict=True):
         assert sample.tolist() == slow_reference(model, prompt, (1, 1), frames * cameras)[0]
@@ -166,6 +168,7 @@ def test_number_of_forward_passes(model):
 
 
 @settings(max_examples=25, deadline=None)
+@example(batch=2, window=1, grid=(2, 2), caches=["dynamic", "static"], seed=0)
 @given(
     batch=st.integers(1, 4),
     window=st.integers(1, 32),

@@ -258,8 +258,8 @@ class WorldVLAGenerationMixin:
             tokens.grid_codes(int(previous[0, 0, 1])), tokens.grid_codes(int(previous[0, 0, 2]))
         )
         layout = torch.tensor(template * (cameras * num_frames), device=input_ids.device)  # -1 where a code is free
-        steps = int((layout < 0).sum())
-        capacity = input_ids.shape[1] + (len(layout) if draft is None else 3 + steps * draft_window)
+        # a rejected draft stays in the cache; each window decides one token at least
+        capacity = input_ids.shape[1] + len(layout) * (1 if draft is None else draft_window)
         cache = DecodingCache(self, attention_mask, cache_implementation, capacity)
         sampler = Sampler(self.lm_head, tokens.image_codes, do_sample, temperature, top_k, generator)
         if draft is None:

@@ -103,7 +103,7 @@ def worldvla_process(tmp_path: Path) -> Callable[..., Result]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=550,
         )
         return Result(result.returncode, result.stdout, result.stderr)
 

@@ -1,7 +1,7 @@
 """`worldvla demo`: its numbers, pictures and table, on a small checkpoint and on the bundled one."""
 
 import json
-import time
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,9 +192,9 @@ def test_help_has_examples(worldvla: Callable[..., Any], capfd: pytest.CaptureFi
 def test_bundled_checkpoint_beats_its_baselines(worldvla_process: Callable[..., Any], tmp_path: Path) -> None:
     """The default job: no argument, no network, a real episode that the checkpoint has not seen."""
     assert (HUB / assets.DEFAULT_EPISODE).is_dir(), "the checkpoint needs its held-out episode beside it"
-    began = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = worldvla_process("demo", "--json", network=False)
-    seconds = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.code == 0, result.err
     assert sorted(path.name for path in (tmp_path / "worldvla-demo").iterdir()) == FILES
     report = result.document
@@ -211,4 +211,5 @@ def test_bundled_checkpoint_beats_its_baselines(worldvla_process: Callable[..., 
     assert next_frame["model"] >= next_frame["reconstruction_ceiling"] - 2.0
     assert rollout["model"][9] > rollout["copy_last_frame"][9]
     assert (tmp_path / "worldvla-demo" / "demo.gif").stat().st_size < 8e6
-    assert seconds < 280, "60 s on two idle cores, and here a margin for busy ones"
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 100, "60 s on two cores; here it runs on one, and what else the machine does is not counted"

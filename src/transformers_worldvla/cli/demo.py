@@ -143,7 +143,7 @@ def measure(
     with clock("imagine next frames"):
         next_frames = open_loop.predict_next_frames(model, processor, recording, steps, **options)
     with clock("imagine rollouts"):
-        imagined = open_loop.roll_out(model, processor, recording, rollouts, horizon, **options)
+        imagined = open_loop.roll_out(model, processor, recording, rollouts, horizon, draft="previous", **options)
 
     source = "the training set"
     if mean is None:
