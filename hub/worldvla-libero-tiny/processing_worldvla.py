@@ -5,8 +5,9 @@ picture size, embodiments, prompts, chunk and history length. All of it is saved
 of a sequence is `tokens_worldvla`'s; nothing here knows a token id, and nothing here rotates a picture.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from .prompts_worldvla import INSTRUCTION_STYLES, KINDS, fill_template, resolve_
 from .tokens_worldvla import CODES_PER_GRID_UNIT, TokenSequence, WorldVLATokens
 
 IGNORED_LABEL = -100
+TEXT_CACHE_SIZE = 4096  # prompts whose ids are kept: a data set says the same few again and again
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class WorldVLAProcessor(ProcessorMixin):
         self._reserved = {
             token: name for name, token in tokenizer.get_added_vocab().items() if token != tokenizer.unk_token_id
         }
+        self._text_cache: dict[str, list[int]] = {}
 
     @property
     def tokens(self) -> WorldVLATokens:
@@ -178,9 +181,10 @@ class WorldVLAProcessor(ProcessorMixin):
             target_image_tokens, embodiment, prompt, sample_weights,
         )  # fmt: skip
         samples, sequences, pixels = [], [], []
+        get_embodiment = cache(self.get_embodiment)  # a batch names the same few again and again
         for index, request in enumerate(requests):
             with naming_sample(index, is_batch):
-                sample = self._sample(request)
+                sample = self._sample(request, get_embodiment)
                 own_pixels = [self.image_processor.pixels(picture, target_size) for picture in sample.pictures]
                 sequences.append(self._sequence(sample, own_pixels))
                 samples.append(sample)
@@ -191,12 +195,12 @@ class WorldVLAProcessor(ProcessorMixin):
             data["pixel_values"] = pad_to_largest(pixels)
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _sample(self, request: Request) -> Sample:
+    def _sample(self, request: Request, get_embodiment: Callable[[str | None], Embodiment]) -> Sample:
         """Check one request against itself and this checkpoint, tokenize its text and encode its actions."""
         kind = resolve_kind(request)
         has_actions = request.actions is not None or request.target_actions is not None
         is_needed = self.embodiments or has_actions or request.embodiment is not None
-        embodiment = self.get_embodiment(request.embodiment) if is_needed else None
+        embodiment = get_embodiment(request.embodiment) if is_needed else None
 
         def encode(actions: Any) -> np.ndarray | None:
             return None if actions is None or embodiment is None else embodiment.encode(actions)
@@ -219,7 +223,16 @@ class WorldVLAProcessor(ProcessorMixin):
         instruction = request.instruction
         if instruction is not None:
             instruction = spell_instruction(instruction, self.instruction_style)
-        ids = self.tokenizer(fill_template(template, instruction), add_special_tokens=False)["input_ids"]
+        text = fill_template(template, instruction)
+        if text not in self._text_cache:
+            if len(self._text_cache) >= TEXT_CACHE_SIZE:
+                self._text_cache.clear()
+            self._text_cache[text] = self._tokenize(text)
+        return self._text_cache[text]
+
+    def _tokenize(self, text: str) -> list[int]:
+        """BPE ids of a text, without special tokens. Raises ValueError for a token of the grammar in it."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if found := [self._reserved[token] for token in ids if token in self._reserved]:
             raise ValueError(f"the text contains the reserved token {found[0]}: remove it from the instruction")
         return ids
@@ -243,28 +256,29 @@ class WorldVLAProcessor(ProcessorMixin):
         self, samples: list[Sample], sequences: list[TokenSequence], padding: bool | str, return_tensors: str | None
     ) -> dict[str, Any]:
         """Everything of length (batch, length), padded on the left; arrays unless `return_tensors` is None."""
+        lengths = [len(sequence) for sequence in sequences]
+        if not padding and return_tensors is not None and len(set(lengths)) > 1:
+            raise ValueError("the sequences differ in length: padding=False needs return_tensors=None")
+        shape = len(sequences), max(lengths)
         data: dict[str, Any] = {
-            "input_ids": [sequence.ids for sequence in sequences],
-            "attention_mask": [[1] * len(sequence) for sequence in sequences],
+            "input_ids": np.full(shape, self._tokens.pad, dtype=np.int64),
+            "attention_mask": np.zeros(shape, dtype=np.int64),
         }
         if any(sample.target_images or sample.target_actions is not None for sample in samples):
-            data["labels"] = [
-                [token if labelled else IGNORED_LABEL for token, labelled in zip(s.ids, s.labelled, strict=True)]
-                for s in sequences
-            ]
-            data["loss_weights"] = [
-                [sample.weight if labelled else 0.0 for labelled in sequence.labelled]
-                for sample, sequence in zip(samples, sequences, strict=True)
-            ]
-        fill = {"input_ids": self._tokens.pad, "attention_mask": 0, "labels": IGNORED_LABEL, "loss_weights": 0.0}
-        if padding:
-            length = max(len(sequence) for sequence in sequences)
-            data = {key: [[fill[key]] * (length - len(row)) + row for row in rows] for key, rows in data.items()}
-        elif return_tensors is not None and len({len(sequence) for sequence in sequences}) > 1:
-            raise ValueError("the sequences differ in length: padding=False needs return_tensors=None")
-        if return_tensors is not None:
+            data["labels"] = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+            data["loss_weights"] = np.zeros(shape, dtype=np.float32)
+        for row, (sample, sequence) in enumerate(zip(samples, sequences, strict=True)):
+            data["input_ids"][row, -len(sequence) :] = sequence.ids
+            data["attention_mask"][row, -len(sequence) :] = 1
+            if "labels" in data:
+                answer = slice(shape[1] - len(sequence) + sequence.answer_start, None)
+                data["labels"][row, answer] = data["input_ids"][row, answer]
+                data["loss_weights"][row, answer] = sample.weight
+        if return_tensors is None:
+            starts = [0 if padding else shape[1] - length for length in lengths]
             data = {
-                key: np.array(rows, np.float32 if key == "loss_weights" else np.int64) for key, rows in data.items()
+                key: [row[start:].tolist() for row, start in zip(rows, starts, strict=True)]
+                for key, rows in data.items()
             }
         return data
 

@@ -159,7 +159,7 @@ def _token_tree(value: Any, image_start: int) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, list | tuple):
-        array = _int_array(value)
+        array = None if _is_nested(value) else _int_array(value)
         if array is None:
             return [_token_tree(entry, image_start) for entry in value]
         value = array
@@ -167,6 +167,14 @@ def _token_tree(value: Any, image_start: int) -> Any:
         return value
     is_block = value.ndim > 0 and value.size > 0 and bool((value[..., 0] == image_start).all())
     return [_token_tree(entry, image_start) for entry in value] if value.ndim > (1 if is_block else 2) else value
+
+
+def _is_nested(values: Any) -> bool:
+    """Whether a list holds whole arrays, or None where a sample has none: then it is no array of numbers."""
+    first = values[0] if values else 0
+    if isinstance(first, list | tuple):
+        return _is_nested(first)
+    return first is None or (isinstance(first, np.ndarray) and first.ndim > 1)
 
 
 def _int_array(values: Any) -> np.ndarray | None:
@@ -211,7 +219,7 @@ def image_codes(entry: Any, tokens: WorldVLATokens) -> ImageTokens:
         )
         raise ValueError(f"image tokens are integers, (h, w) ids of codes or a flat image block, not {found}")
     codes = tokens.parse_image_block(entry.tolist()) if entry.ndim == 1 else entry
-    wrong = ~np.isin(codes, np.array(tokens.image_codes))
+    wrong = ~tokens.are_image_codes(codes)
     if wrong.any():
         raise ValueError(
             f"{int(wrong.sum())} of {codes.size} image tokens are no ids of image codes (a codebook index is no id)"

@@ -77,10 +77,15 @@ def published_vocabulary() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """Token ids of one sample and which of them carry loss (both of length L)."""
+    """Token ids of one sample, L of them; those from `answer_start` on carry loss."""
 
     ids: list[int]
-    labelled: list[bool]
+    answer_start: int
+
+    @property
+    def labelled(self) -> list[bool]:
+        """Which tokens carry loss."""
+        return [False] * self.answer_start + [True] * (len(self) - self.answer_start)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -151,10 +156,9 @@ class WorldVLATokens:
     def image_block(self, codes: np.ndarray) -> list[int]:
         """Wrap the code ids of one image, (h, w), as IMG; h and w are even (a grid unit is two codes)."""
         height, width = codes.shape
-        ids = [self.image_start, self._grid(height), self._grid(width)]
-        for row in codes.tolist():
-            ids += [*row, self.image_newline]
-        return [*ids, self.image_end]
+        rows = np.full((height, width + 1), self.image_newline, dtype=np.int64)
+        rows[:, :-1] = codes
+        return [self.image_start, self._grid(height), self._grid(width), *rows.ravel().tolist(), self.image_end]
 
     def image_placeholder_block(self, height: int, width: int) -> list[int]:
         """IMG of (height, width) codes whose codes are still pixels: every code is the placeholder."""
@@ -178,7 +182,7 @@ class WorldVLATokens:
         rows = np.array(ids[3:-1], dtype=np.int64).reshape(height, width + 1)
         if not (rows[:, -1] == self.image_newline).all():
             raise ValueError("not an image block: a row does not end with the newline token")
-        legal = np.isin(rows[:, :-1], [*self.image_codes, self.image_placeholder])
+        legal = self.are_image_codes(rows[:, :-1]) | (rows[:, :-1] == self.image_placeholder)
         if not legal.all():
             raise ValueError(f"not an image block: {int((~legal).sum())} tokens are no image codes")
         return rows[:, :-1]
@@ -223,7 +227,7 @@ class WorldVLATokens:
 
         Raises ValueError when the text holds a token of this grammar, which would break the structure.
         """
-        if reserved := sorted(set(text) & self.structural_ids):
+        if reserved := sorted(self.structural_ids.intersection(text)):
             raise ValueError(
                 f"the text contains reserved tokens (ids {reserved[:5]}): remove them from the instruction"
             )
@@ -231,12 +235,12 @@ class WorldVLATokens:
         for block in prompt:
             ids += block
         ids.append(self.separator)
-        length = len(ids)
+        answer_start = len(ids)
         if answer is not None:
             for block in answer:
                 ids += block
             ids.append(self.separator)
-        return TokenSequence(ids, [position >= length for position in range(len(ids))])
+        return TokenSequence(ids, answer_start)
 
     @cached_property
     def structural_ids(self) -> frozenset[int]:
@@ -244,6 +248,18 @@ class WorldVLATokens:
         singles = {self.bos, self.pad, self.separator, self.image_start, self.image_end, self.image_newline}
         singles |= {self.image_placeholder, self.action_start, self.action_end, self.unreachable_bin}
         return frozenset(singles.union(self.action_bins, self.image_codes, self.grids.values()))
+
+    def are_image_codes(self, ids: np.ndarray) -> np.ndarray:
+        """True where an id, of any sign and size, is that of an image code: bool of the shape of `ids`."""
+        ids, table = ids.astype(np.int64, copy=False), self._image_code_table
+        return table[np.where((ids >= 0) & (ids < len(table)), ids, -1)]  # the last entry is False
+
+    @cached_property
+    def _image_code_table(self) -> np.ndarray:
+        """id -> whether it is an image code, up to one beyond the largest of them."""
+        table = np.zeros(max(self.image_codes) + 2, dtype=bool)
+        table[list(self.image_codes)] = True
+        return table
 
     # ---------------------------------------------------------------- structure of whole batches
 

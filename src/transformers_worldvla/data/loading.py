@@ -74,7 +74,7 @@ def _open_local(path: Path, cameras: str | Sequence[str] | None, source: str) ->
 def _open_repository(
     repo: str, revision: str | None, cameras: str | Sequence[str] | None, streaming: bool
 ) -> EpisodeDataset:
-    root = _download(repo, revision, ["meta/*"])
+    root = download_snapshot(repo, revision, ["meta/*"])
     commit = root.name
     if streaming and (root / INFO).is_file():
         return LeRobotEpisodes(HubFiles(repo, commit, root), cameras, repo)
@@ -82,15 +82,15 @@ def _open_repository(
         info = read_info(LocalFiles(root, repo))
         keys = [key for key in select_cameras(cameras, info.camera_keys).values() if info.is_video(key)]
         videos = [pattern for key in keys for pattern in (f"videos/{key}/*", f"videos/*/{key}/*")]  # v3, v2
-        root = _download(repo, commit, ["meta/*", "data/*", *videos])
-    elif not any(_download(repo, commit, ["*.hdf5"]).rglob("*.hdf5")):
+        root = download_snapshot(repo, commit, ["meta/*", "data/*", *videos])
+    elif not any(download_snapshot(repo, commit, ["*.hdf5"]).rglob("*.hdf5")):
         raise FileNotFoundError(f"the dataset repository {repo} holds no {INFO} (LeRobot) and no *.hdf5 (LIBERO)")
     dataset = _open_local(root, cameras, repo)
     dataset.revision = commit
     return dataset
 
 
-def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
+def download_snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
     """The snapshot folder of a repository, whose name is the commit, with the files of some patterns."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
