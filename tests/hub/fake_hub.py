@@ -1,4 +1,4 @@
-"""A small Hub: the part of the Hugging Face Hub's HTTP protocol that upload and download of a model repository need.
+"""A small Hub: the part of the Hugging Face Hub's HTTP protocol that upload and download of a repository need.
 
 It keeps every commit in memory and serves any of them by its hash. All files are uploaded in the commit itself (no
 LFS, no Xet), nobody is asked for a token, and it lives as long as the `with` block.
@@ -88,10 +88,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json({"url": f"{self.hub.endpoint}/{repo}", "name": repo, "id": repo})
             case ["api", "validate-yaml"]:
                 self._json({"errors": [], "warnings": []})
-            case ["api", "models", owner, name, "preupload", _]:
+            case ["api", "models" | "datasets", owner, name, "preupload", _]:
                 files = json.loads(body)["files"]
                 self._json({"files": [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in files]})
-            case ["api", "models", owner, name, "commit", _]:
+            case ["api", "models" | "datasets", owner, name, "commit", _]:
                 lines = [json.loads(line) for line in body.splitlines() if line.strip()]
                 oid = self.hub.add_commit(f"{owner}/{name}", lines)["oid"]
                 url = f"{self.hub.endpoint}/{owner}/{name}/commit/{oid}"
@@ -103,9 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
         match unquote(urlsplit(self.path).path).strip("/").split("/"):
             case ["api", "whoami-v2"]:
                 self._json({"type": "user", "name": "tester", "orgs": [], "auth": {"type": "access_token"}})
-            case ["api", "models", owner, name, *rest]:
+            case ["api", "models" | "datasets", owner, name, *rest]:
                 self._api(f"{owner}/{name}", rest)
-            case [owner, name, "resolve", revision, *path]:
+            case ["datasets", owner, name, "resolve", revision, *path] | [owner, name, "resolve", revision, *path]:
                 self._resolve(f"{owner}/{name}", revision, "/".join(path))
             case _:
                 self._error(404, "RepoNotFound")
