@@ -5,6 +5,7 @@ sequence looks like it asks of `tokens_worldvla`. The action mask lives in the b
 backbone directly) and is a pure function of the full token ids: nothing is remembered between calls.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonRotaryEmbedding,
     ChameleonSwinDecoderLayer,
 )
+from transformers.utils import cached_file
 
 from .card_worldvla import write_model_card
 from .configuration_worldvla import WorldVLAConfig
@@ -32,6 +34,8 @@ from .generation_worldvla import WorldVLAGenerationMixin
 from .loss_worldvla import IGNORE_INDEX, LossDenominators, LossTerms, world_vla_loss
 from .tokens_worldvla import WorldVLATokens
 from .vqvae_worldvla import WorldVLAVQVAE
+
+ADAPTER_FIELDS_FILE = "worldvla_adapter.json"  # beside an adapter's weights: config fields that its training changed
 
 
 @dataclass
@@ -51,12 +55,19 @@ class WorldVLADecoderLayer(ChameleonDecoderLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool | None = False, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        output_attentions: bool | None = False,
+        last_rows: int | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, ...]:
+        """As Chameleon's; the last layer returns only `last_rows` positions when nobody reads the others."""
         attended, attention = self.self_attn(
             hidden_states=self.input_layernorm(hidden_states), output_attentions=output_attentions, **kwargs
         )
         hidden_states = hidden_states + self.dropout(attended)
+        if last_rows is not None and self.self_attn.layer_idx == self.self_attn.config.num_hidden_layers - 1:
+            hidden_states = hidden_states[:, -last_rows:]
         hidden_states = hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
         return (hidden_states, attention) if output_attentions else (hidden_states,)
 
@@ -481,7 +492,18 @@ class WorldVLAForCausalLM(
             model_inputs["action_block_ids"] = blocks
         return model_inputs
 
-    # ---------------------------------------------------------------- saving
+    # ---------------------------------------------------------------- adapters, saving
+
+    def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As every model's; also takes over the config fields that the adapter's training changed: a new robot's D."""
+        result = super().load_adapter(peft_model_id, *args, **kwargs)
+        if peft_model_id is not None:
+            options = {"_raise_exceptions_for_missing_entries": False, **(kwargs.get("adapter_kwargs") or {})}
+            if file := cached_file(peft_model_id, ADAPTER_FIELDS_FILE, **options):
+                fields = json.loads(Path(file).read_text(encoding="utf-8"))["model_fields"]
+                for name, value in fields.items():
+                    setattr(self.config, name, value)
+        return result
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
         """As every model's; also names this class for `AutoModel` and writes a model card where there is none."""

@@ -1,8 +1,26 @@
-"""Decoding: actions in parallel, frames under a forced format, rollouts of the world model.
+"""What the model does: `generate_actions`, `generate_frames`, `imagine`, and what makes them fast.
 
-Everything here is exact. Parallel decoding of actions gives the tokens of sequential decoding because `independent`
-attention hides action blocks from one another; forced tokens are those the format leaves no choice about; drafts are
-verified. Every call starts from an empty cache and remembers nothing. The format itself is asked of `tokens_worldvla`.
+Every call starts from an empty cache and remembers nothing. How answers are decoded is `decoding_worldvla`, the format
+is asked of `tokens_worldvla`.
+
+A fast control loop
+-------------------
+Nothing here changes an answer beyond the rounding of sums.
+
+    model.enable_engine()                                   # once: fused, compiled, CUDA graphs (no effect on a CPU)
+    model.warm_up(inputs["input_ids"].shape[1], num_actions=5)
+
+    # each frame is tokenized once in its life; cameras in one call
+    codes = model.tokenize_images(pixels)                   # (n, h, w) token ids, one row a camera or frame
+    # while the robot executes the last action of a chunk: the older frame of the next prompt is already known
+    prefix = model.prefill_actions(**processor(image_tokens=[codes_older], instruction=text))
+    # when the newest frame arrives, only that frame is left to run before the first action token
+    inputs = processor(image_tokens=[codes_older, codes_newest], instruction=text)
+    actions = model.generate_actions(**inputs, num_actions=5, prefix=prefix)
+
+`prefix.matches(input_ids, attention_mask)` tells whether a prompt continues it; `generate_actions` raises ValueError on
+one that does not. A prefix may be used many times, and one of a single row serves a batch (planning: one frame, many
+candidate plans), also in `generate_frames`; `imagine` makes its own.
 """
 
 from collections.abc import Sequence
@@ -11,13 +29,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache, StaticCache
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
+
+from .cache_worldvla import DecodingCache, Prefix
+from .decoding_worldvla import (
+    Sampler,
+    actions_in_parallel,
+    actions_in_sequence,
+    frames_from_draft,
+    frames_step_by_step,
+)
+from .engine_worldvla import Engine, EngineOptions
 
 if TYPE_CHECKING:
     from PIL import Image
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -29,140 +54,18 @@ class WorldVLAGenerateOutput(ModelOutput):
     logprobs: torch.FloatTensor | None = None
 
 
-class DecodingCache:
-    """A key-value cache, the position of each row and which columns a new token may see.
-
-    Rows may be left-padded and may advance at different speeds: a column that a row rejected stays, unseen.
-    """
-
-    def __init__(self, model: Any, attention_mask: torch.Tensor, implementation: str, capacity: int):
-        if implementation not in ("dynamic", "static"):
-            raise ValueError(f'cache_implementation is "dynamic" or "static", not {implementation!r}')
-        if implementation == "static" and model.config._attn_implementation == "flex_attention":
-            raise ValueError('flex_attention does not work with a static cache: use cache_implementation="dynamic"')
-        self.model = model
-        self.prompt_mask = attention_mask.bool()  # (batch, prompt)
-        self.prompt_length = self.prompt_mask.sum(-1)  # (batch,)
-        self.capacity = capacity if implementation == "static" else None
-        self.cache = (
-            StaticCache(config=model.config, max_cache_len=capacity)
-            if implementation == "static"
-            else DynamicCache(config=model.config)
-        )
-
-    def prefill(
-        self, input_ids: torch.LongTensor, appended: torch.LongTensor, apart: bool, stride: int
-    ) -> torch.Tensor:
-        """Run prompt (batch, P) and appended ids (batch, q); returns the hidden states of the appended ones.
-
-        `apart`: the appended ids do not see one another and lie `stride` positions apart; else they follow causally.
-        """
-        batch, prompt = input_ids.shape
-        count = appended.shape[1]
-        device = input_ids.device
-        causal = torch.ones(prompt + count, prompt + count, dtype=torch.bool, device=device).tril()
-        if apart:
-            causal[prompt:, prompt:] = torch.eye(count, dtype=torch.bool, device=device)
-        keys = torch.cat([self.prompt_mask, self.prompt_mask.new_ones(batch, count)], dim=-1)
-        # padding sees itself, so that no row of the softmax is empty
-        visible = (causal & keys[:, None]) | torch.eye(prompt + count, dtype=torch.bool, device=device)
-        positions = (self.prompt_mask.long().cumsum(-1) - 1).clamp(min=0)
-        after = self.prompt_length[:, None] + torch.arange(count, device=device) * stride
-        hidden = self.feed(torch.cat([input_ids, appended], -1), torch.cat([positions, after], -1), visible)
-        return hidden[:, hidden.shape[1] - max(count, 1) :]
-
-    def feed(self, ids: torch.LongTensor, positions: torch.LongTensor, visible: torch.BoolTensor) -> torch.Tensor:
-        """ids, positions (batch, q); visible (batch, q, columns so far + q) -> hidden states (batch, q, hidden)."""
-        if self.capacity is not None:
-            visible = torch.nn.functional.pad(visible, (0, self.capacity - visible.shape[-1]), value=False)
-        outputs = self.model.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=_attention_form(visible[:, None], self.model),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return outputs.last_hidden_state
-
-    def repeat(self, times: int) -> None:
-        """Every row `times` times, next to one another."""
-        self.cache.batch_repeat_interleave(times)
-        self.prompt_mask = self.prompt_mask.repeat_interleave(times, 0)
-        self.prompt_length = self.prompt_length.repeat_interleave(times, 0)
-
-
-def _attention_form(visible: torch.BoolTensor, model: Any) -> Any:
-    """(batch, 1, queries, keys) True = visible, in the form that the attention implementation takes."""
-    implementation = model.config._attn_implementation
-    if implementation == "eager":
-        return torch.zeros_like(visible, dtype=model.dtype).masked_fill_(~visible, torch.finfo(model.dtype).min)
-    if implementation == "flex_attention":
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        batch, _, queries, keys = visible.shape
-        return create_block_mask(
-            lambda b, h, q, k: visible[b, 0, q, k], B=batch, H=None, Q_LEN=queries, KV_LEN=keys, device=visible.device
-        )
-    if "flash" in implementation:
-        raise ValueError(f'{implementation} takes no mask: load the model with attn_implementation="sdpa" to generate')
-    return visible
-
-
-class Sampler:
-    """Chooses among legal ids: the head is applied to their rows only."""
-
-    def __init__(
-        self,
-        lm_head: torch.nn.Module,
-        legal_ids: Sequence[int],
-        do_sample: bool,
-        temperature: float,
-        top_k: int | None,
-        generator: torch.Generator | None,
-    ):
-        if do_sample and temperature <= 0:
-            raise ValueError(f"temperature is positive, not {temperature}: use do_sample=False for greedy decoding")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is at least 1, not {top_k}: leave it out to sample from all legal tokens")
-        self.lm_head = lm_head
-        self.ids = torch.tensor(legal_ids, device=next(lm_head.parameters()).device)
-        # a wrapped head (adapter, quantised) has no plain rows: apply it whole, then slice
-        self.rows = lm_head.weight[self.ids] if type(lm_head) is torch.nn.Linear else None
-        self.do_sample, self.temperature, self.top_k, self.generator = do_sample, temperature, top_k, generator
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., hidden) -> (..., legal ids) in float32."""
-        logits = self.lm_head(hidden)[..., self.ids] if self.rows is None else hidden @ self.rows.T
-        return logits.float()
-
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """The distribution that is sampled from: after temperature and top-k."""
-        logits = logits / self.temperature
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            threshold = logits.topk(self.top_k, dim=-1).values[..., -1:]
-            logits = logits.masked_fill(logits < threshold, -torch.inf)
-        return logits.softmax(-1)
-
-    def draw(self, probabilities: torch.Tensor) -> torch.LongTensor:
-        """One index from each distribution: (..., legal ids) -> (...)."""
-        flat = probabilities.reshape(-1, probabilities.shape[-1])
-        return torch.multinomial(flat, 1, generator=self.generator).view(probabilities.shape[:-1])
-
-    def __call__(self, hidden: torch.Tensor) -> tuple[torch.LongTensor, torch.Tensor]:
-        """(..., hidden) -> chosen ids (...) and their log-probabilities (...)."""
-        logits = self.logits(hidden)
-        choice = self.draw(self.probabilities(logits)) if self.do_sample else logits.argmax(-1)
-        return self.ids[choice], logits.log_softmax(-1).gather(-1, choice[..., None])[..., 0]
-
-
 class WorldVLAGenerationMixin:
-    """`generate_actions`, `generate_frames` and `imagine` of `WorldVLAForCausalLM`."""
+    """`generate_actions`, `generate_frames`, `imagine` and the engine of `WorldVLAForCausalLM`."""
 
     # what the model class brings
     config: Any
     model: Any
     lm_head: Any
     device: Any
+
+    engine: Engine | None = None
+
+    # ---------------------------------------------------------------- actions
 
     @torch.inference_mode()
     def generate_actions(
@@ -174,12 +77,13 @@ class WorldVLAGenerationMixin:
         num_actions: int,
         action_dim: int | None = None,
         decoding: str = "parallel",
+        prefix: Prefix | None = None,
         do_sample: bool = False,
         temperature: float = 1.0,
         top_k: int | None = None,
         num_return_sequences: int = 1,
         return_dict_in_generate: bool = False,
-        cache_implementation: str = "dynamic",
+        cache_implementation: str | None = None,
         generator: torch.Generator | None = None,
     ) -> torch.LongTensor | WorldVLAGenerateOutput:
         """Answer an action prompt with exactly `num_actions` actions of legal bins.
@@ -189,13 +93,11 @@ class WorldVLAGenerationMixin:
         `parallel`: the prefill carries the start tokens of all K blocks, then D - 1 steps of K tokens follow: D
         forwards. `sequential`: token by token, (D + 2) K + 1 forwards, the same tokens. Under `causal` attention blocks
         do see one another, so both names decode sequentially.
+
+        `prefix` (of `prefill_actions`): the beginning of the prompt, already computed. `cache_implementation`:
+        "dynamic" (attention reads the columns in use) or "static" (all columns: fixed shapes, the engine's).
         """
-        config, tokens = self.config, self.model.tokens
-        action_dim = config.action_dim if action_dim is None else action_dim
-        if action_dim is None:
-            raise ValueError(
-                "the checkpoint's embodiments differ in their number of action dimensions: pass action_dim="
-            )
+        action_dim = self._action_dim(action_dim)
         if num_actions < 1 or action_dim < 1:
             raise ValueError(f"num_actions and action_dim are at least 1, not {num_actions} and {action_dim}")
         if decoding not in ("parallel", "sequential"):
@@ -204,23 +106,56 @@ class WorldVLAGenerationMixin:
             raise ValueError(f"num_return_sequences is at least 1, not {num_return_sequences}")
         if num_return_sequences > 1 and not do_sample:
             raise ValueError("num_return_sequences > 1 needs do_sample=True: greedy decoding has one answer")
-        independent = config.action_attention == "independent"
-        input_ids, attention_mask = self._prompt(input_ids, attention_mask, pixel_values)
-        if cache_implementation == "static" and num_return_sequences > 1:
-            input_ids = input_ids.repeat_interleave(num_return_sequences, 0)
-            attention_mask = attention_mask.repeat_interleave(num_return_sequences, 0)
-        block = tokens.action_block_length(action_dim)
-        capacity = input_ids.shape[1] + num_actions * block
-        cache = DecodingCache(self, attention_mask, cache_implementation, capacity)
+        tokens = self.model.tokens
+        independent = self.config.action_attention == "independent"
+        in_parallel = decoding == "parallel" and independent
+        input_ids, mask = self._prompt(input_ids, attention_mask, pixel_values)
+        if prefix is not None:
+            input_ids, mask = prefix.remainder(input_ids, mask)
         sampler = Sampler(self.lm_head, tokens.action_bins, do_sample, temperature, top_k, generator)
-        repeat = num_return_sequences if cache_implementation == "dynamic" else 1
-        if decoding == "parallel" and independent:
-            chosen = _actions_in_parallel(cache, sampler, input_ids, tokens, num_actions, action_dim, repeat)
-        else:
-            chosen = _actions_in_sequence(
-                cache, sampler, input_ids, tokens, num_actions, action_dim, repeat, independent=independent
+        engine = self._attached_engine()
+        implementation = cache_implementation or ("dynamic" if engine is None else "static")
+        answer = num_actions * tokens.action_block_length(action_dim)
+
+        def decode(ids: torch.Tensor, mask: torch.Tensor, *prefilled: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            sampler.take_rows()
+            known = prefix.holding(prefilled) if prefix is not None and prefilled else prefix
+            cache = DecodingCache(self, mask, implementation, answer, known, engine)
+            if in_parallel:
+                return actions_in_parallel(cache, sampler, ids, tokens, num_actions, action_dim, num_return_sequences)
+            return actions_in_sequence(
+                cache, sampler, ids, tokens, num_actions, action_dim, independent, num_return_sequences
             )
+
+        if engine is None or not engine.uses_graphs or do_sample or implementation == "dynamic":
+            chosen = decode(input_ids, mask)
+        else:
+            ids, mask = engine.bucketed(input_ids, mask, tokens.pad)
+            inputs = (ids, mask) if prefix is None else (ids, mask, *prefix.tensors())
+            chosen = engine.replay(("actions", in_parallel, num_actions, action_dim), decode, *inputs)
         return WorldVLAGenerateOutput(*chosen) if return_dict_in_generate else chosen[0]
+
+    @torch.inference_mode()
+    def prefill_actions(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+    ) -> Prefix:
+        """Run the beginning of a prompt ahead of time, for `generate_actions(prefix=...)`; lossless.
+
+        Takes what the processor makes of the frames known so far and the instruction, `processor(images=[older],
+        instruction=text)`, and keeps all of it but the separator: the full prompt of `[older, newest]` begins with it.
+        """
+        input_ids, mask = self._prompt(input_ids, attention_mask, pixel_values)
+        return self._run_prefix(input_ids[:, :-1], mask[:, :-1])
+
+    def _run_prefix(self, input_ids: torch.LongTensor, mask: torch.Tensor) -> Prefix:
+        cache = DecodingCache(self, mask, "dynamic", 0, engine=self._attached_engine())
+        cache.prefill(input_ids, input_ids[:, :0], apart=False, stride=1)
+        return cache.as_prefix(input_ids)
+
+    # ---------------------------------------------------------------- frames
 
     @torch.inference_mode()
     def generate_frames(
@@ -230,44 +165,56 @@ class WorldVLAGenerationMixin:
         pixel_values: torch.Tensor | None = None,
         *,
         num_frames: int = 1,
+        prefix: Prefix | None = None,
         do_sample: bool = False,
         temperature: float = 1.0,
         top_k: int | None = None,
-        draft: str | None = None,
+        draft: str | torch.LongTensor | None = None,
         draft_window: int = 16,
         return_dict_in_generate: bool = False,
-        cache_implementation: str = "dynamic",
+        cache_implementation: str | None = None,
         generator: torch.Generator | None = None,
     ) -> torch.LongTensor | WorldVLAGenerateOutput:
         """Answer a world-model or video prompt with whole image blocks, as large as the prompt's last images.
 
         Returns token ids (batch, num_frames x cameras, block length), each block from <boi> to <eoi>.
 
-        `draft="previous"` proposes the codes of the newest frame and verifies `draft_window` of them a forward: the
-        greedy answer and the distribution of sampled ones stay what they are. `num_frames` > 1 only for video prompts.
+        `draft="previous"` proposes the codes of the newest frame, a tensor of the answer's shape those of its own, and
+        up to `draft_window` of them are verified a forward: the greedy answer and the distribution of sampled ones stay
+        what they are. `num_frames` > 1 only for video prompts. `prefix` and `cache_implementation` as in
+        `generate_actions`.
         """
         tokens = self.model.tokens
-        if draft not in (None, "previous"):
+        if not (draft is None or isinstance(draft, torch.Tensor) or draft == "previous"):
             raise ValueError(f'draft is "previous" or None, not {draft!r}')
         if num_frames < 1 or draft_window < 1:
             raise ValueError(f"num_frames and draft_window are at least 1, not {num_frames} and {draft_window}")
-        input_ids, attention_mask = self._prompt(input_ids, attention_mask, pixel_values)
+        input_ids, mask = self._prompt(input_ids, attention_mask, pixel_values)
         previous = self._newest_frames(input_ids, num_frames)  # (batch, cameras, block)
+        if prefix is not None:
+            input_ids, mask = prefix.remainder(input_ids, mask)
         batch, cameras, length = previous.shape
+        shape = (batch, cameras * num_frames, length)
         template = tokens.image_block_layout(
             tokens.grid_codes(int(previous[0, 0, 1])), tokens.grid_codes(int(previous[0, 0, 2]))
         )
-        layout = torch.tensor(template * (cameras * num_frames), device=input_ids.device)  # -1 where a code is free
-        # a rejected draft stays in the cache; each window decides one token at least
-        capacity = input_ids.shape[1] + len(layout) * (1 if draft is None else draft_window)
-        cache = DecodingCache(self, attention_mask, cache_implementation, capacity)
+        layout = torch.tensor(template * shape[1], device=input_ids.device)  # -1 where a code is free
         sampler = Sampler(self.lm_head, tokens.image_codes, do_sample, temperature, top_k, generator)
+        engine = self._attached_engine()
+        implementation = cache_implementation or ("dynamic" if engine is None else "static")
+        keeps_store = engine is not None and implementation == "static"
+        room = len(layout) + (0 if draft is None else draft_window)
+        cache = DecodingCache(self, mask, implementation, room, prefix, engine, keeps_store)
         if draft is None:
-            ids, logprobs = _frames_step_by_step(cache, sampler, input_ids, layout)
+            ids, logprobs = frames_step_by_step(cache, sampler, input_ids, layout)
         else:
-            proposal = previous.repeat(1, num_frames, 1).flatten(1)  # (batch, length of the answer)
-            ids, logprobs = _frames_from_draft(cache, sampler, input_ids, layout, proposal, draft_window)
-        shape = (batch, cameras * num_frames, length)
+            # (batch, length of the answer)
+            proposal = (
+                previous.repeat(1, num_frames, 1)
+                if isinstance(draft, str)
+                else self._own_draft(draft, shape).to(layout)
+            )
+            ids, logprobs = frames_from_draft(cache, sampler, input_ids, layout, proposal.flatten(1), draft_window)
         ids, logprobs = ids.view(shape), logprobs.view(shape)
         return WorldVLAGenerateOutput(ids, logprobs) if return_dict_in_generate else ids
 
@@ -285,7 +232,8 @@ class WorldVLAGenerationMixin:
         """Roll a plan out in the world model, frame by frame.
 
         Args:
-            image: the first frame (a list of C with several cameras); with a batch of plans a list of first frames.
+            image: the first frame (a list of C with several cameras); with a batch of plans a list of first frames, or
+                one picture that all plans start from. What the prompts of a batch begin with alike runs once.
             actions: (T, D) in robot units, or (B, T, D).
             feedback: `tokens` feeds the generated ids back; `pixels` decodes and encodes each frame again, as the
                 evaluation of RynnVLA-002 does.
@@ -303,13 +251,10 @@ class WorldVLAGenerationMixin:
             raise ValueError(f"num_history is at least 1, not {num_history}")
         batched = actions.ndim == 3
         plans = actions if batched else actions[None]
-        firsts = list(image) if batched else [image]
-        if len(firsts) != len(plans):
-            raise ValueError(f"{len(firsts)} first frames for {len(plans)} plans: pass one each")
-        frames = [list(first) if isinstance(first, list | tuple) else [first] for first in firsts]
-        cameras = len(frames[0])
-        # (frame tokens of one time step, newest last) for each plan
-        history = [[self._tokenize(processor, step)] for step in frames]
+        steps = self._first_frames(image, len(plans)) if batched else [_as_list(image)]
+        cameras = len(steps[0])
+        # (frame tokens of one time step, newest last) for each plan; one picture is tokenized once
+        history = [[codes] for codes in self._tokenize(processor, steps)]
         rollouts: list[list[Any]] = [[] for _ in plans]
         for time in range(plans.shape[1]):
             first = max(0, time + 1 - num_history)
@@ -317,21 +262,109 @@ class WorldVLAGenerationMixin:
                 image_tokens=[[tokens for step in steps for tokens in step] for steps in history],
                 actions=[plan[first : time + 1] for plan in plans],
                 **({} if embodiment is None else {"embodiment": [embodiment] * len(plans)}),
-            )
-            ids = self.generate_frames(**inputs.to(self.device), **generate_kwargs)
+            ).to(self.device)
+            prefix = self._common_prefix(inputs["input_ids"], inputs["attention_mask"])
+            ids = self.generate_frames(**inputs, prefix=prefix, **generate_kwargs)
             pictures = processor.decode_frames(ids, self)
-            for row, steps in enumerate(history):
+            again = self._tokenize(processor, pictures) if feedback == "pixels" else [list(row) for row in ids]
+            for row, frames in enumerate(history):
                 rollouts[row].append(pictures[row] if cameras > 1 else pictures[row][0])
-                steps.append(self._tokenize(processor, pictures[row]) if feedback == "pixels" else list(ids[row]))
-                del steps[:-num_history]
+                frames.append(again[row])
+                del frames[:-num_history]
         return rollouts if batched else rollouts[0]
+
+    # ---------------------------------------------------------------- the engine
+
+    def enable_engine(
+        self,
+        compile: bool = True,
+        cuda_graphs: bool | None = None,
+        fuse: bool = True,
+        mode: str | None = None,
+    ) -> None:
+        """Decode with fused weights, compiled layers and CUDA graphs from now on; see `engine_worldvla`.
+
+        Weights stay parameters of the same names and shapes: they load, save and train as before. On a CPU without
+        `compile` this changes nothing: the modules run. Raises ValueError where the model has other layers than a
+        WorldVLA checkpoint (an adapter that is not merged, layers on several devices).
+
+        Args:
+            cuda_graphs: None takes them on a CUDA device. They hold for greedy decoding; sampling runs without.
+            mode: of `torch.compile`; "max-autotune-no-cudagraphs" tries more kernels and compiles for minutes.
+        """
+        engine = Engine(EngineOptions(compile, cuda_graphs, fuse, mode))
+        if compile or self.device.type == "cuda":
+            self.engine = engine.attach(self)
+        if compile and self.device.type == "cuda":
+            self.model.vqmodel.encoder.compile()
+
+    def disable_engine(self) -> None:
+        """Run the modules again."""
+        self.engine = None
+
+    @torch.inference_mode()
+    def warm_up(
+        self,
+        prompt_length: int | Sequence[int],
+        *,
+        num_actions: int,
+        action_dim: int | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        """Compile and capture everything that action prompts of these lengths (in tokens) need, before the first real
+        one arrives. Harmless without an engine."""
+        tokens = self.model.tokens
+        for length in [prompt_length] if isinstance(prompt_length, int) else prompt_length:
+            ids = torch.full((batch_size, length), tokens.bos, device=self.device)
+            ids[:, -1] = tokens.separator
+            mask = torch.ones_like(ids)
+            self.generate_actions(ids, mask, num_actions=num_actions, action_dim=action_dim)
+
+    def _attached_engine(self) -> Engine | None:
+        return None if self.engine is None else self.engine.attach(self)
 
     # ---------------------------------------------------------------- helpers
 
-    def _tokenize(self, processor: Any, pictures: list[Any]) -> list[torch.Tensor]:
-        """Code ids (h, w) of each picture of one time step."""
-        pixels = [processor.image_processor(images=[one], return_tensors="pt")["pixel_values"] for one in pictures]
-        return [self.model.tokenize_images(one)[0] for one in pixels]
+    def _action_dim(self, action_dim: int | None) -> int:
+        chosen = self.config.action_dim if action_dim is None else action_dim
+        if chosen is None:
+            raise ValueError(
+                "the checkpoint's embodiments differ in their number of action dimensions: pass action_dim="
+            )
+        return chosen
+
+    def _tokenize(self, processor: Any, steps: list[list[Any]]) -> list[list[torch.Tensor]]:
+        """Code ids (h, w) of the pictures of each row; a picture that several rows share goes through once, pictures
+        of one size together."""
+        unique = {id(one): one for step in steps for one in step}
+        pixels = {
+            key: processor.image_processor(images=[one], return_tensors="pt")["pixel_values"]
+            for key, one in unique.items()
+        }
+        codes: dict[int, torch.Tensor] = {}
+        for size in {one.shape[-2:] for one in pixels.values()}:
+            same = [key for key, one in pixels.items() if one.shape[-2:] == size]
+            codes |= zip(same, self.model.tokenize_images(torch.cat([pixels[key] for key in same])), strict=True)
+        return [[codes[id(one)] for one in step] for step in steps]
+
+    @staticmethod
+    def _first_frames(image: Any, num_plans: int) -> list[list[Any]]:
+        """The pictures of each plan's first time step: from one for all, or one (a list of C) for each."""
+        if not isinstance(image, list | tuple) and getattr(image, "ndim", 3) == 3:
+            image = [image] * num_plans
+        if len(image) != num_plans:
+            raise ValueError(f"{len(image)} first frames for {num_plans} plans: pass one each, or one picture for all")
+        return [_as_list(one) for one in image]
+
+    def _common_prefix(self, input_ids: torch.LongTensor, mask: torch.Tensor) -> Prefix | None:
+        """What the prompts of a batch begin with alike, run once, when there is an image in it."""
+        rows = Prefix.rows(input_ids, mask)
+        shortest, longest = min(rows), max(rows)  # in lexical order: what these two share, all do
+        length = next((i for i, pair in enumerate(zip(shortest, longest, strict=False)) if pair[0] != pair[1]), 0)
+        if len(rows) == 1 or self.model.tokens.image_end not in shortest[:length]:
+            return None
+        shared = torch.tensor([shortest[:length]], device=input_ids.device)
+        return self._run_prefix(shared, torch.ones_like(shared))
 
     def _prompt(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None, pixel_values: torch.Tensor | None
@@ -348,6 +381,12 @@ class WorldVLAGenerationMixin:
         if pixel_values is not None:
             input_ids, _ = self.model.fill_image_tokens(input_ids, pixel_values.to(self.device))
         return input_ids, attention_mask
+
+    @staticmethod
+    def _own_draft(draft: torch.LongTensor, shape: tuple[int, ...]) -> torch.LongTensor:
+        if tuple(draft.shape) != shape:
+            raise ValueError(f"a draft has the shape of the answer, {shape}, not {tuple(draft.shape)}")
+        return draft
 
     def _newest_frames(self, input_ids: torch.LongTensor, num_frames: int) -> torch.LongTensor:
         """The image blocks of the newest time step in each prompt: (batch, cameras, block length)."""
@@ -370,152 +409,8 @@ class WorldVLAGenerationMixin:
         return torch.tensor(newest, device=input_ids.device)
 
 
-def _actions_in_parallel(
-    cache: DecodingCache, sampler: Sampler, input_ids: torch.LongTensor, tokens: Any, count: int, dim: int, repeat: int
-) -> tuple[torch.LongTensor, torch.Tensor]:
-    """All blocks at once: one forward a dimension. Returns ids and log-probabilities (rows, count, dim)."""
-    stride = tokens.action_block_length(dim)
-    starts = torch.full((len(input_ids), count), tokens.action_start, device=input_ids.device)
-    hidden = cache.prefill(input_ids, starts, apart=True, stride=stride)  # (batch, count, hidden)
-    if repeat > 1:
-        hidden = hidden.repeat_interleave(repeat, 0)
-        cache.repeat(repeat)
-    own = torch.eye(count, dtype=torch.bool, device=input_ids.device)[None].expand(len(hidden), -1, -1)
-    visible = torch.cat([cache.prompt_mask[:, None].expand(-1, count, -1), own], dim=-1)  # (rows, count, columns)
-    first = cache.prompt_length[:, None] + torch.arange(count, device=input_ids.device) * stride
-    chosen = [sampler(hidden)]
-    for step in range(1, dim):
-        visible = torch.cat([visible, own], dim=-1)
-        chosen.append(sampler(cache.feed(chosen[-1][0], first + step, visible)))
-    ids, logprobs = zip(*chosen, strict=True)
-    return torch.stack(ids, dim=-1), torch.stack(logprobs, dim=-1)
+def _as_list(pictures: Any) -> list[Any]:
+    return list(pictures) if isinstance(pictures, list | tuple) else [pictures]
 
 
-def _actions_in_sequence(
-    cache: DecodingCache,
-    sampler: Sampler,
-    input_ids: torch.LongTensor,
-    tokens: Any,
-    count: int,
-    dim: int,
-    repeat: int,
-    independent: bool,
-) -> tuple[torch.LongTensor, torch.Tensor]:
-    """One token a forward, as the authors decode. Returns ids and log-probabilities (rows, count, dim)."""
-    cache.prefill(input_ids, input_ids[:, :0], apart=False, stride=1)
-    if repeat > 1:
-        cache.repeat(repeat)
-    rows, device = len(cache.prompt_mask), input_ids.device
-    position = cache.prompt_length[:, None]
-    visible = cache.prompt_mask[:, None]  # (rows, 1, columns)
-    chosen = []
-    for _ in range(count):
-        if independent:  # earlier blocks are hidden
-            earlier = torch.zeros_like(visible[..., cache.prompt_mask.shape[1] :])
-            visible = torch.cat([cache.prompt_mask[:, None], earlier], dim=-1)
-        token = torch.full((rows, 1), tokens.action_start, device=device)
-        for index in range(dim + 2):
-            visible = torch.cat([visible, visible.new_ones(rows, 1, 1)], dim=-1)
-            hidden = cache.feed(token, position, visible)
-            position = position + 1
-            if index < dim:
-                chosen.append(sampler(hidden[:, 0]))
-                token = chosen[-1][0][:, None]
-            else:
-                token = torch.full((rows, 1), tokens.action_end, device=device)
-    ids, logprobs = zip(*chosen, strict=True)
-    return torch.stack(ids, dim=-1).view(rows, count, dim), torch.stack(logprobs, dim=-1).view(rows, count, dim)
-
-
-def _frames_step_by_step(
-    cache: DecodingCache, sampler: Sampler, input_ids: torch.LongTensor, layout: torch.LongTensor
-) -> tuple[torch.LongTensor, torch.Tensor]:
-    """One code a forward; forced tokens ride along with the code before them. Returns (batch, length) twice."""
-    answer = layout.expand(len(input_ids), -1).clone()
-    logprobs = torch.zeros(answer.shape, device=answer.device)
-    free = (layout < 0).nonzero()[:, 0].tolist()
-    hidden = cache.prefill(input_ids, answer[:, : free[0]], apart=False, stride=1)[:, -1]
-    columns = torch.cat([cache.prompt_mask, cache.prompt_mask.new_ones(answer.shape)], dim=-1)
-    prompt = input_ids.shape[1]
-    for slot, following in zip(free, [*free[1:], None], strict=True):
-        answer[:, slot], logprobs[:, slot] = sampler(hidden)
-        if following is None:
-            break
-        width = following - slot
-        steps = torch.arange(slot, following, device=answer.device)
-        causal = torch.ones(width, width, dtype=torch.bool, device=answer.device).tril()
-        seen = columns[:, None, : prompt + slot].expand(-1, width, -1)
-        visible = torch.cat([seen, causal.expand(len(answer), -1, -1)], dim=-1)
-        hidden = cache.feed(answer[:, slot:following], cache.prompt_length[:, None] + steps, visible)[:, -1]
-    return answer, logprobs
-
-
-def _frames_from_draft(
-    cache: DecodingCache,
-    sampler: Sampler,
-    input_ids: torch.LongTensor,
-    layout: torch.LongTensor,
-    draft: torch.LongTensor,
-    window: int,
-) -> tuple[torch.LongTensor, torch.Tensor]:
-    """Verify `window` tokens of a draft a forward and keep the accepted ones; each row advances at its own pace.
-
-    Greedy: a drafted token is kept when it is the arg max. Sampled: it is kept with its probability p, else another
-    token is drawn from the rest of the distribution (speculative sampling with a deterministic draft), so answers keep
-    theirs.
-    """
-    batch, length = len(input_ids), len(layout)
-    device = input_ids.device
-    answer = torch.where(layout < 0, draft, layout)  # forced tokens are right from the start
-    logprobs = torch.zeros(answer.shape, device=device)
-    index_of = torch.full((int(max(sampler.ids.max(), answer.max())) + 1,), 0, device=device)
-    index_of[sampler.ids] = torch.arange(len(sampler.ids), device=device)
-    free_slots = (layout < 0).nonzero()[:, 0].tolist()
-    lead, last = free_slots[0], free_slots[-1]
-    hidden = cache.prefill(input_ids, answer[:, :lead], apart=False, stride=1)[:, -1:]
-    seen = torch.cat([cache.prompt_mask, cache.prompt_mask.new_ones(batch, lead)], dim=-1)  # (batch, columns)
-    fed = torch.full((batch,), lead, device=device)  # tokens of the answer whose keys are in the cache, all decided
-    offsets = torch.arange(window, device=device)
-    causal = torch.ones(window, window, dtype=torch.bool, device=device).tril()
-    while True:
-        # `hidden` (batch, q, hidden) predicts the tokens fed - q + 1 .. fed of each row
-        width = hidden.shape[1]
-        slots = fed[:, None] - width + 1 + torch.arange(width, device=device)
-        inside = (slots < length) & (slots >= 0)
-        slots = slots.clamp(0, length - 1)
-        free = (layout[slots] < 0) & inside
-        proposed = answer.gather(1, slots)
-        logits = sampler.logits(hidden)
-        candidate = index_of[proposed]
-        if sampler.do_sample:
-            probabilities = sampler.probabilities(logits)
-            chance = probabilities.gather(-1, candidate[..., None])[..., 0]
-            uniform = torch.rand(chance.shape, device=device, generator=sampler.generator)
-            kept = uniform < chance
-            rest = probabilities.scatter(-1, candidate[..., None], 0.0)
-            rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, probabilities)
-            choice = torch.where(kept, candidate, sampler.draw(rest))
-        else:
-            choice = logits.argmax(-1)
-            kept = choice == candidate
-        kept = kept | ~free
-        first_miss = torch.where(kept.all(-1), width, (~kept).int().argmax(-1))  # (batch,)
-        decided = torch.arange(width, device=device) <= first_miss[:, None]
-        write = free & decided
-        chosen_log = logits.log_softmax(-1).gather(-1, choice[..., None])[..., 0]
-        answer = answer.scatter(1, slots, torch.where(write, sampler.ids[choice], proposed))
-        logprobs = logprobs.scatter(1, slots, torch.where(write, chosen_log, logprobs.gather(1, slots)))
-        # inputs up to and including the one that predicted the first miss were right
-        fresh = torch.minimum(first_miss + 1, torch.tensor(width, device=device))
-        fed = fed - width + fresh
-        if seen.shape[1] > cache.prompt_mask.shape[1] + lead:
-            right = torch.arange(width, device=device) < fresh[:, None]
-            seen = torch.cat([seen[:, :-width], right], dim=-1)
-        if bool((fed >= last).all()):
-            return answer, logprobs
-        slots = fed[:, None] + offsets
-        ids = answer.gather(1, slots.clamp(max=length - 1))
-        visible = torch.cat([seen[:, None].expand(-1, window, -1), causal.expand(batch, -1, -1)], dim=-1)
-        hidden = cache.feed(ids, cache.prompt_length[:, None] + slots, visible)
-        fed = fed + window
-        seen = torch.cat([seen, seen.new_ones(batch, window)], dim=-1)
+__all__ = ["WorldVLAGenerateOutput", "WorldVLAGenerationMixin"]

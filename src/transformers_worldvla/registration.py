@@ -5,6 +5,8 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+SIMULATOR_PROCESS = "worldvla-simulator"  # name of the processes of `evaluation.workers`: they load no model
+
 
 def register_auto_classes() -> None:
     """Register config, model, image processor and processor with transformers' Auto classes; repeatable.
@@ -29,11 +31,12 @@ def register_auto_classes() -> None:
 
 
 def is_command_line() -> bool:
-    """Whether this process is the `worldvla` command of this environment, or `python -m transformers_worldvla.cli`."""
-    if (
-        multiprocessing.parent_process() is not None
-    ):  # a worker inherits the arguments, but never gets to the command line
-        return False
+    """Whether this process is the `worldvla` command of this environment, or `python -m transformers_worldvla.cli`.
+
+    So is a simulator that the command started; other workers inherit the arguments, but never get to the command line.
+    """
+    if multiprocessing.parent_process() is not None:
+        return multiprocessing.current_process().name.startswith(SIMULATOR_PROCESS)
     command = Path(sys.argv[0]).absolute().with_suffix("") if sys.argv else None
     is_script = command == Path(sys.executable).with_name("worldvla")
     return is_script or ("-m", "transformers_worldvla.cli") in pairwise(sys.orig_argv)
