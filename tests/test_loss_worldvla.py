@@ -58,11 +58,21 @@ def reference(rows: dict[str, torch.Tensor], reduction: str, alpha: float, z_wei
     }
 
 
-def computed(rows: dict[str, torch.Tensor], reduction: str, chunk: int, alpha: float, z_weight: float, **more: Any):
+def linear(weight: torch.Tensor) -> torch.nn.Linear:
+    """A head whose parameters the loss can see: their gradients are taken in the forward pass."""
+    head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight = torch.nn.Parameter(weight)
+    return head
+
+
+def computed(
+    rows: dict[str, torch.Tensor], reduction: str, chunk: int, alpha: float, z_weight: float, fused=False, **more: Any
+):
     states, head = rows["states"].clone().requires_grad_(), rows["head"].clone().requires_grad_()
+    module = linear(rows["head"].clone())
     terms = world_vla_loss(
         states,
-        lambda x: x @ head.T,
+        module if fused else lambda x: x @ head.T,
         rows["labels"],
         rows["weights"],
         rows["is_world"],
@@ -74,18 +84,19 @@ def computed(rows: dict[str, torch.Tensor], reduction: str, chunk: int, alpha: f
         **more,
     )
     terms.loss.backward()
-    return terms, states.grad, head.grad
+    return terms, states.grad, module.weight.grad if fused else head.grad
 
 
 @pytest.mark.parametrize("reduction", ["paper", "authors"])
 @pytest.mark.parametrize("chunk", [1, 7, ROWS, 1000])
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
     ("world", "alpha", "z_weight"), [(0.5, 0.04, 1e-5), (0.5, 1, 0.1), (0, 0.04, 0.1), (1, 0.3, 0)]
 )
-def test_against_numpy(reduction, chunk, world, alpha, z_weight):
+def test_against_numpy(reduction, chunk, fused, world, alpha, z_weight):
     rows = problem(world=world)
     expected = reference(rows, reduction, alpha, z_weight)
-    terms, d_states, d_head = computed(rows, reduction, chunk, alpha, z_weight)
+    terms, d_states, d_head = computed(rows, reduction, chunk, alpha, z_weight, fused)
     for name in ("loss", "action", "world", "z"):
         value = getattr(terms, name)
         assert value.dtype == torch.float32
@@ -107,8 +118,8 @@ def test_nothing_to_learn_is_zero_with_a_gradient():
     rows = problem()
     rows["weights"] = torch.zeros(ROWS)
     nothing = {name: value[:0] if name != "head" else value for name, value in problem().items()}
-    for case, reduction in itertools.product((rows, nothing), ("paper", "authors")):
-        terms, d_states, d_head = computed(case, reduction, 7, 0.04, 0.0)
+    for case, reduction, fused in itertools.product((rows, nothing), ("paper", "authors"), (False, True)):
+        terms, d_states, d_head = computed(case, reduction, 7, 0.04, 0.0, fused)
         assert terms.loss == 0
         assert (d_states == 0).all() and (d_head == 0).all()
 
@@ -131,6 +142,62 @@ def test_logits_in_half_precision_are_read_in_float32():
     terms, _, _ = computed(half, "authors", 7, 0.04, 1e-5)
     assert terms.loss.dtype == torch.float32
     torch.testing.assert_close(terms.loss, exact.loss, rtol=0.02, atol=0.0)
+
+
+# -------------------------------------------------------------------- heads of other kinds
+
+
+def loss_of(rows: dict[str, torch.Tensor], head: Any, states: torch.Tensor | None = None) -> torch.Tensor:
+    states = rows["states"] if states is None else states
+    options = {"reduction": "paper", "world_classes": CLASSES, "alpha": 0.04, "z_loss_weight": 0.1, "chunk_size": 7}
+    return world_vla_loss(states, head, rows["labels"], rows["weights"], rows["is_world"], **options).loss
+
+
+def test_a_frozen_head_passes_the_gradient_on():
+    rows = problem()
+    expected = computed(rows, "paper", 7, 0.04, 0.1)[1]
+    head, states = linear(rows["head"]).requires_grad_(False), rows["states"].clone().requires_grad_()
+    loss_of(rows, head, states).backward()
+    torch.testing.assert_close(states.grad, expected, **TOLERANCE)
+    assert head.weight.grad is None
+
+
+def test_a_head_in_parts_trains_those_that_want_it():
+    """As adapters wrap it: a frozen weight, a trained one, and one that nothing uses."""
+
+    class Adapted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base, self.unused = linear(rows["head"].clone()).requires_grad_(False), torch.nn.Linear(2, 2)
+            self.low = torch.nn.Linear(HIDDEN, VOCABULARY, bias=False)
+
+        def forward(self, states):
+            return self.base(states) + self.low(states)
+
+    rows = problem()
+    head = Adapted()
+    loss_of(rows, head).backward()
+    weight = (head.base.weight + head.low.weight).detach().requires_grad_()
+    loss_of(rows, lambda x: x @ weight.T).backward()
+    torch.testing.assert_close(head.low.weight.grad, weight.grad, **TOLERANCE)
+    assert head.base.weight.grad is None and head.unused.weight.grad is None
+
+
+def test_gradients_are_taken_once():
+    rows = problem()
+    loss = loss_of(rows, linear(rows["head"]))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="for one backward pass only: run the forward again"):
+        loss.backward()
+
+
+def test_a_gradient_from_outside_scales_both():
+    rows = problem()
+    _, d_states, d_head = computed(rows, "paper", 7, 0.04, 0.1)
+    head, states = linear(rows["head"].clone()), rows["states"].clone().requires_grad_()
+    (3 * loss_of(rows, head, states)).backward()
+    torch.testing.assert_close(states.grad, 3 * d_states, **TOLERANCE)
+    torch.testing.assert_close(head.weight.grad, 3 * d_head, **TOLERANCE)
 
 
 # -------------------------------------------------------------------- denominators
@@ -350,7 +417,8 @@ def test_logits_exist_at_labelled_positions_only(chunk):
     model.lm_head.register_forward_hook(lambda module, args, output: made.append(output.numel()))
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.shape[-1:] == (vocabulary,):
+        is_head = tensor.untyped_storage().data_ptr() == model.lm_head.weight.untyped_storage().data_ptr()
+        if tensor.shape[-1:] == (vocabulary,) and not is_head:
             kept.append(tensor.numel())
         return tensor
 
@@ -361,10 +429,7 @@ def test_logits_exist_at_labelled_positions_only(chunk):
     assert max(made) == min(chunk, labelled) * vocabulary
     assert sum(made) == labelled * vocabulary  # each labelled position once
     assert labelled < positions / 2
-    if chunk < labelled:
-        assert not kept  # chunks are recomputed
-    else:
-        assert max(kept) == labelled * vocabulary
+    assert not kept  # gradients are taken while the logits exist
     made.clear()
     model.eval()(**batch)
     assert max(made) == positions * vocabulary  # evaluation returns them all

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from .image_processing_worldvla import WorldVLAImageProcessor
     from .modeling_worldvla import WorldVLAForCausalLM, WorldVLAModel
     from .processing_worldvla import WorldVLAProcessor
+    from .serving.policy import WorldVLAPolicy
     from .tokens_worldvla import WorldVLATokens
+    from .training import WorldVLATrainer, WorldVLATrainingArguments
     from .vqvae_worldvla import WorldVLAVQVAE
 
 __version__ = "0.1.0"
@@ -26,8 +28,11 @@ __all__ = [
     "WorldVLAForCausalLM",
     "WorldVLAImageProcessor",
     "WorldVLAModel",
+    "WorldVLAPolicy",
     "WorldVLAProcessor",
     "WorldVLATokens",
+    "WorldVLATrainer",
+    "WorldVLATrainingArguments",
     "WorldVLAVQVAE",
     "WorldVLAVQVAEConfig",
     "register_auto_classes",
@@ -39,8 +44,11 @@ _MODULE_OF = {
     "WorldVLAForCausalLM": "modeling_worldvla",
     "WorldVLAImageProcessor": "image_processing_worldvla",
     "WorldVLAModel": "modeling_worldvla",
+    "WorldVLAPolicy": "serving.policy",
     "WorldVLAProcessor": "processing_worldvla",
     "WorldVLATokens": "tokens_worldvla",
+    "WorldVLATrainer": "training",
+    "WorldVLATrainingArguments": "training",
     "WorldVLAVQVAE": "vqvae_worldvla",
     "WorldVLAVQVAEConfig": "configuration_worldvla",
 }

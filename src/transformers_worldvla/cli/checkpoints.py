@@ -4,6 +4,7 @@ A folder is loaded with this installed code alone: no network, no code of the ch
 """
 
 import argparse
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from .errors import UserError, one_line
 
+ADAPTER_CONFIG = "adapter_config.json"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -69,6 +71,14 @@ class Checkpoint:
         """Arguments of every `from_pretrained`."""
         return {"local_files_only": True} if self.is_folder else {"revision": self.revision}
 
+    @property
+    def whole(self) -> "Checkpoint":
+        """The checkpoint with all weights: itself, or the base of an adapter's folder."""
+        file = Path(self.name) / ADAPTER_CONFIG
+        if not self.is_folder or not file.is_file():
+            return self
+        return find_checkpoint(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
 
 def find_checkpoint(model: str | None, revision: str | None = None) -> Checkpoint:
     """The checkpoint of that name; the bundled one for None.
@@ -84,7 +94,8 @@ def find_checkpoint(model: str | None, revision: str | None = None) -> Checkpoin
     if folder.is_dir():
         if revision is not None:
             raise UserError(f"--revision belongs to Hub ids, {folder} is a folder")
-        missing = [name for name in ("config.json", "processor_config.json") if not (folder / name).is_file()]
+        config = ADAPTER_CONFIG if (folder / ADAPTER_CONFIG).is_file() else "config.json"
+        missing = [name for name in (config, "processor_config.json") if not (folder / name).is_file()]
         if missing:
             raise UserError(f"{folder} holds no WorldVLA checkpoint: {' and '.join(missing)} missing")
         return Checkpoint(str(folder), is_folder=True)
@@ -103,7 +114,8 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     from ..processing_worldvla import WorldVLAProcessor
 
     try:
-        config, _ = PreTrainedConfig.get_config_dict(checkpoint.name, **checkpoint.options)
+        whole = checkpoint.whole
+        config, _ = PreTrainedConfig.get_config_dict(whole.name, **whole.options)
         if (found := config.get("model_type")) != WorldVLAConfig.model_type:
             raise UserError(
                 f"{checkpoint.name} is a checkpoint of model type {found!r}, not {WorldVLAConfig.model_type!r}: "

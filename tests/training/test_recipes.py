@@ -1,0 +1,104 @@
+"""The authors' recipe against their published numbers, and what the others promise."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_checkpoint import small_model, write_checkpoint
+from training_samples import random_samples
+
+from transformers_worldvla.training import RECIPES, WorldVLATrainer
+from transformers_worldvla.training.datasets import SampleOptions
+from transformers_worldvla.training.recipes import load_for_training
+from transformers_worldvla.training.run import RunOptions, RunSettings, steps_per_epoch, training_arguments
+
+
+def arguments_of(tmp_path: Path, recipe: str, samples: int, **settings: Any) -> Any:
+    return training_arguments(
+        RunSettings("model", recipe, SampleOptions(), **settings),
+        RunOptions(tmp_path, use_cpu=True, eval_every=None),
+        samples,
+    )
+
+
+def test_the_authors_numbers(tmp_path: Path) -> None:
+    """exps_*/*.sh, pretrain_solver_ck.py and the published args.json."""
+    arguments = arguments_of(tmp_path, "authors", samples=256 * 1000)
+    published = {
+        "learning_rate": 5e-6, "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8, "weight_decay": 0.1,
+        "max_grad_norm": 4.0, "per_device_train_batch_size": 8, "seed": 0, "z_loss_weight": 1e-5, "dropout": 0.05,
+        "world_loss_weight": 0.04, "loss_reduction": "authors", "gradient_checkpointing": True,
+        "max_steps": 40 * 1000, "warmup_steps": 10,
+    }  # fmt: skip
+    assert {name: getattr(arguments, name) for name in published} == published
+    assert arguments.gradient_accumulation_steps == 32, "256 samples a step on one device, as on their 32"
+
+
+def test_the_authors_schedule_and_decay(processor: Any, make_trainer: Callable[..., WorldVLATrainer]) -> None:
+    recipe = RECIPES["authors"]
+    arguments = {**recipe.arguments, "gradient_checkpointing": False, "warmup_steps": 4}
+    model = small_model(processor)
+    trainer = make_trainer(processor, random_samples(processor), model, max_steps=8, **arguments)
+    trainer.create_optimizer_and_scheduler(8)
+    rates = []
+    for _ in range(8):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates == pytest.approx([0, 1.25e-6, 2.5e-6, 3.75e-6, 5e-6, 5e-6, 5e-6, 5e-6]), "linear from 0, then constant"
+    decayed = [p for group in trainer.optimizer.param_groups if group["weight_decay"] == 0.1 for p in group["params"]]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {id(p) for p in decayed} == {id(p) for p in trained}, "norms too"
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "accumulation", "drop_last", "steps"),
+    [(100, 8, 1, False, 13), (100, 8, 1, True, 12), (100, 8, 4, False, 4), (7, 8, 1, True, 0)],
+)
+def test_counts_steps_as_the_trainer_does(
+    processor: Any,
+    make_trainer: Callable[..., WorldVLATrainer],
+    samples: int,
+    batch: int,
+    accumulation: int,
+    drop_last: bool,
+    steps: int,
+) -> None:
+    assert steps_per_epoch(samples, batch, accumulation, drop_last) == steps
+    trainer = make_trainer(
+        processor,
+        [{}] * samples,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        dataloader_drop_last=drop_last,
+    )
+    batches = len(trainer.get_train_dataloader())
+    assert -(-batches // accumulation) == steps
+
+
+def test_what_is_given_wins(tmp_path: Path) -> None:
+    arguments = arguments_of(tmp_path, "lora", 80, epochs=3, batch_size=4, learning_rate=1.0, accumulation=2, seed=5)
+    assert (arguments.max_steps, arguments.learning_rate, arguments.seed) == (30, 1.0, 5)
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (4, 2)
+    assert arguments_of(tmp_path, "lora", 80, steps=7).max_steps == 7
+    with pytest.raises(ValueError, match="5 training samples do not fill one batch of 8"):
+        arguments_of(tmp_path, "authors", 5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what to do where there is no GPU")
+def test_four_bits_need_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="qlora needs an NVIDIA GPU.*use the recipe lora"):
+        load_for_training(str(tmp_path), RECIPES["qlora"], bf16=True)
+
+
+def test_precision_of_what_is_trained_and_what_is_not(tmp_path: Path) -> None:
+    base = str(write_checkpoint(tmp_path / "base"))
+    full = load_for_training(base, RECIPES["full"], bf16=True)
+    assert {p.dtype for p in full.parameters()} == {torch.float32}
+    adapted = load_for_training(base, RECIPES["lora"], bf16=True, lora={"rank": 2})
+    trained = {p.dtype for p in adapted.parameters() if p.requires_grad}
+    frozen = {p.dtype for name, p in adapted.named_parameters() if not p.requires_grad and "vqmodel" not in name}
+    image_tokenizer = {p.dtype for name, p in adapted.named_parameters() if "vqmodel" in name}
+    assert (trained, frozen, image_tokenizer) == ({torch.float32}, {torch.bfloat16}, {torch.float32})
