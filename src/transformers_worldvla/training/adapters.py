@@ -7,6 +7,7 @@ transformers would take it for a whole model.
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from importlib import import_module
@@ -21,6 +22,7 @@ from ..processing_worldvla import WorldVLAProcessor
 from .card import copy_training_section
 
 ADAPTER_CONFIG = "adapter_config.json"
+STATISTICS_FILE = "training_statistics.json"  # of the training actions; whoever measures a checkpoint reads it
 TARGETS = r".*\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 MODEL_FIELDS = ("action_dim", "num_cameras")
 MERGE_TOLERANCE = 1e-3  # of the largest logit, in float32
@@ -208,6 +210,8 @@ def _save_merged(
         merged.save_pretrained(folder)
         WorldVLAProcessor.from_pretrained(adapter).save_pretrained(folder)
         copy_training_section(adapter, folder)
+        if (adapter / STATISTICS_FILE).is_file():
+            shutil.copyfile(adapter / STATISTICS_FILE, folder / STATISTICS_FILE)
         reopened = WorldVLAForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         with torch.no_grad():
             difference = (reopened(input_ids=probe).logits - wanted).abs().max().item()

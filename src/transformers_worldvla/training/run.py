@@ -23,7 +23,7 @@ from transformers import set_seed
 from ..card_worldvla import CARD_NAME
 from ..configuration_worldvla import WorldVLAConfig
 from ..data import WorldVLADataCollator
-from .adapters import base_model, cast_decoder, is_peft_model
+from .adapters import STATISTICS_FILE, base_model, cast_decoder, is_peft_model
 from .arguments import WorldVLATrainingArguments
 from .callbacks import SamplePicturesCallback
 from .card import write_training_card
@@ -33,7 +33,6 @@ from .trainer import WorldVLATrainer
 
 RUN_FILE, LOG_FILE, STATE_FILE = "run.json", "training_log.json", "trainer_state.json"
 TRAINER_FOLDER = "trainer"
-STATISTICS_FILE = "training_statistics.json"
 
 
 @dataclass
