@@ -126,7 +126,7 @@ def estimate_memory(
     activations += batch_size * length**2  # the mask, a byte each
 
     rows = min(batch_size * labelled, config.loss_chunk_size)
-    logits = rows * config.vocab_size * (width + 3 * FLOAT32)  # logits, in float32, their softmax, their gradient
+    logits = rows * config.vocab_size * 2 * (width + FLOAT32)  # logits and their gradient, each in float32 too
     if recipe.adapter and not config.tie_word_embeddings:  # the head with its trained rows in place, and its gradient
         logits += 2 * config.vocab_size * hidden * width
     return MemoryEstimate(
