@@ -106,7 +106,7 @@ class WorldVLAProcessor(ProcessorMixin):
     def get_embodiment(self, name: str | None = None) -> Embodiment:
         """The embodiment of that name; without a name the default, or the only one.
 
-        Raises ValueError that lists the embodiments with their dimensions.
+        Raises ValueError that lists the embodiments with their dimensions and the data sets they come from.
         """
         if name is None:
             name = self.default_embodiment or (next(iter(self.embodiments)) if len(self.embodiments) == 1 else None)
@@ -120,7 +120,8 @@ class WorldVLAProcessor(ProcessorMixin):
         return Embodiment.from_dict(self.embodiments[name])
 
     def _known_embodiments(self) -> str:
-        return ", ".join(Embodiment.from_dict(value).describe() for value in self.embodiments.values()) or "none"
+        robots = [Embodiment.from_dict(value) for value in self.embodiments.values()]
+        return ", ".join(r.describe() + (f" from {r.dataset}" if r.dataset else "") for r in robots) or "none"
 
     # ---------------------------------------------------------------- robot -> tokens
 

@@ -15,7 +15,7 @@ from robot_folder import NAMES, TASKS, write_recordings
 from small_checkpoint import LIBERO, write_checkpoint
 
 from transformers_worldvla import WorldVLAForCausalLM, WorldVLAProcessor
-from transformers_worldvla.action_tokenization_worldvla import SEMANTICS, Embodiment
+from transformers_worldvla.action_tokenization_worldvla import ROTATIONS, SEMANTICS, Embodiment
 from transformers_worldvla.cli.main import build_parser, main
 from transformers_worldvla.data import FrameTokenCache, load_episodes
 from transformers_worldvla.data.cache_plan import STATISTICS
@@ -100,14 +100,14 @@ def test_options_reach_the_cache(
     worldvla: Callable[..., Any], arguments: list[object], recordings: Path, tmp_path: Path
 ) -> None:
     options = "--cameras wrist image --no-ops keep --unsuccessful keep --statistics quantile --name arm".split()
-    options += "--semantics absolute --val-share 0.3 --ood-share 0.5".split()
+    options += "--semantics absolute --rotation 180 --val-share 0.3 --ood-share 0.5".split()
     result = worldvla(*arguments, *options, "--output", tmp_path / "cache", "--json")
     assert result.code == 0, result.err
     cache = FrameTokenCache(tmp_path / "cache")
     assert cache.cameras == ("wrist", "image")
     assert sum(cache.splits.values()) == sum(STEPS)
     robot = cache.embodiment
-    assert (robot.name, robot.semantics, robot.control_hz) == ("arm", "absolute", 10)
+    assert (robot.name, robot.semantics, robot.rotation, robot.control_hz) == ("arm", "absolute", 180, 10)
     held_out = set(cache.table("val_ood", ["instruction"])["instruction"].to_pylist())
     assert len(held_out) == 1 and held_out < set(TASKS)
     train = cache.table("train", ["action"])["action"].to_pylist()
@@ -338,7 +338,7 @@ def test_a_killed_worker_is_one_clear_line(arguments: list[object], whole: Path,
             '--gripper hand: a dimension\'s number, "none", or one of x, y',
         ),
         (["--output", "{tmp}/new", "--gripper", "3"], "dimension 3 is no gripper: actions have the dimensions 0 to 2"),
-        (["--output", "{tmp}/new", "--embodiment", "arm"], "unknown embodiment 'arm'; known: libero (D=7), toy (D=3)"),
+        (["--output", "{tmp}/new", "--embodiment", "arm"], "unknown embodiment 'arm'; known: libero (D=7)"),
         (
             ["--output", "{tmp}/new", "--embodiment", "libero"],
             "libero (D=7) is no template for actions of 3 dimensions",
@@ -400,4 +400,5 @@ def test_the_choices_on_the_command_line_are_the_librarys() -> None:
         "split": RULES,
         "statistics": STATISTICS,
         "semantics": SEMANTICS,
+        "rotation": ROTATIONS,
     }

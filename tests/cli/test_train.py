@@ -135,6 +135,7 @@ def test_two_robots_in_one_run(
     [
         ((), "--output DIR is needed"),
         (("--output", "{tmp}/o", "--recipe", "full", "--merge"), "--merge does nothing with --recipe full"),
+        (("--output", "{tmp}/o", "--lora", "--recipe", "full"), "argument --recipe: not allowed with argument --lora"),
         (("--output", "{tmp}/o", "--kinds", "action", "dream"), "sample kinds are"),
         (("--output", "{tmp}/o", "--kinds", "action:2", "world"), "give every kind a weight, or none"),
         (("--output", "{tmp}/o", "--max-length", "40"), "raise it, or make pictures, history or the action chunk"),

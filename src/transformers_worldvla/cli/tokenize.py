@@ -98,6 +98,13 @@ def _add_robot_arguments(group: Any) -> None:
     )
     group.add_argument("--name", metavar="E", help="of the embodiment that this makes (the dataset's)")
     group.add_argument("--semantics", choices=("delta", "absolute"), help="of the actions (delta)")
+    group.add_argument(
+        "--rotation",
+        type=int,
+        choices=(0, 90, 180, 270),
+        metavar="DEG",
+        help="that the robot's raw camera pictures need; this dataset's are upright already (0)",
+    )
     group.add_argument("--gripper", metavar="I", help='its dimension for the no-op rule, a number, a name or "none"')
 
 
@@ -209,6 +216,7 @@ def _cache_options(args: argparse.Namespace, device: Any, dataset: Any, template
         statistics=args.statistics,
         name=args.name,
         semantics=args.semantics,
+        rotation=args.rotation,
         batch_size=args.batch_size,
         device=device.type,
         **given,
@@ -304,16 +312,10 @@ def progress(title: str, unit: str, total: int, shown: bool) -> Iterator[Callabl
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
-    """Upload a finished cache; returns the address of the commit. Raises UserError when the Hub refuses."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    """Upload a finished cache; returns the address of the commit. Raises ValueError when the Hub refuses."""
+    from ..publishing import upload_folder
+    from ..publishing.folder import CACHE, STALE
 
-    try:
-        api = HfApi()
-        repo = api.create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True).repo_id
-        commit = api.upload_folder(repo_id=repo, repo_type="dataset", folder_path=folder, delete_patterns="data/*")
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder} is complete, but {repository} refused it: {reason}") from error
-    print(f"pushed to {commit.commit_url}")
-    return str(commit.commit_url)
+    address = upload_folder(folder, repository, "dataset", private, delete=STALE[CACHE])
+    print(f"pushed to {address}")
+    return address

@@ -33,8 +33,9 @@ class CacheOptions:
     """What may be chosen about a cache; see `prepare_episodes`, `split_trajectories` and `build_embodiment`.
 
     `no_ops=None` means `authors` for delta actions and `keep` for absolute ones, `gripper=None` the dimension that the
-    template or a name tells (-1: none). `statistics="checkpoint"` keeps the template's ranges. `device` and
-    `batch_size` belong to it, as another kernel may round a code to its neighbour.
+    template or a name tells (-1: none). `rotation` is the embodiment's, of raw pictures; the dataset's are upright.
+    `statistics="checkpoint"` keeps the template's ranges. `device` and `batch_size` belong to it, as another kernel may
+    round a code to its neighbour.
     """
 
     no_ops: str | None = None
@@ -47,6 +48,7 @@ class CacheOptions:
     statistics: str = "minmax"
     name: str | None = None
     semantics: str | None = None
+    rotation: int | None = None
     batch_size: int = 32
     device: str = "cpu"
 
@@ -136,7 +138,13 @@ def plan_cache(
         names = template.action_names if template and template.action_names else dataset.action_names
         statistics = action_statistics(kept, options.statistics, names)
     embodiment = build_embodiment(
-        dataset, statistics, dataset.cameras, options.name, template, semantics=options.semantics
+        dataset,
+        statistics,
+        dataset.cameras,
+        options.name,
+        template,
+        semantics=options.semantics,
+        rotation=options.rotation,
     )
     header = {
         "version": VERSION,

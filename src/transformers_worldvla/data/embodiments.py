@@ -38,6 +38,7 @@ def build_embodiment(
     name: str | None = None,
     template: Embodiment | None = None,
     semantics: str | None = None,
+    rotation: int | None = None,
 ) -> Embodiment:
     """The embodiment of a dataset.
 
@@ -48,6 +49,8 @@ def build_embodiment(
         template: an embodiment of the same robot, for what the dataset does not say: action names, units, semantics,
             gripper, rotation, control rate.
         semantics: `delta` or `absolute`; by default the template's, else `delta`.
+        rotation: degrees that raw camera pictures must be turned by; by default the template's, else 0. No dataset
+            says it, and whoever runs the robot needs it.
 
     The declared fps becomes the control rate only without a template: for simulators it is often wrong.
     """
@@ -61,6 +64,8 @@ def build_embodiment(
         raise ValueError("an embodiment without a template needs statistics")
     check_template(template, len(low))
     same_cameras = template is not None and tuple(cameras) == template.cameras
+    if rotation is None:
+        rotation = template.rotation if template else 0
     own_names = dataset.action_names or ()
     return Embodiment(
         name=name or (template.name if template else _identifier(source_name(dataset))),
@@ -70,7 +75,7 @@ def build_embodiment(
         units=template.units if template else (),
         semantics=semantics or (template.semantics if template else "delta"),
         gripper=template.gripper if template else None,
-        rotation=template.rotation if template else 0,
+        rotation=rotation,
         control_hz=template.control_hz if template else dataset.fps,
         cameras=tuple(cameras),
         raw_cameras=template.raw_cameras if template is not None and same_cameras else (),

@@ -24,7 +24,7 @@ from .episodes import import_extra
 
 CODECS = {"av1": "libsvtav1", "h264": "libx264"}  # name in info.json -> FFmpeg's encoder
 VIDEO_OPTIONS = {"crf": "30", "g": "2"}  # LeRobot's quality and key frame every two frames, so that seeking is cheap
-VIDEO_MEGABYTES = 200  # a video file that is larger takes no further episode
+VIDEO_FRAMES = 20_000  # a video file that holds more takes no further episode
 CHUNK_SIZE = 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -43,6 +43,7 @@ class LeRobotWriter:
         cameras: short names; the features are called `observation.images.<name>`.
         action_names, state_names: of the dimensions, where they have names.
         codec: `av1`, or `h264` for players that lack AV1.
+        video_frames: a video file that holds as many takes no further episode.
 
     Raises FileExistsError when there is something at `folder`, and ValueError for an unknown codec.
     """
@@ -56,7 +57,7 @@ class LeRobotWriter:
         state_names: Sequence[str] | None = None,
         robot_type: str | None = None,
         codec: str = "av1",
-        video_megabytes: float = VIDEO_MEGABYTES,
+        video_frames: int = VIDEO_FRAMES,
     ):
         self.folder = Path(folder)
         if self.folder.exists():
@@ -70,7 +71,7 @@ class LeRobotWriter:
         self._staging = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
         self._staging.chmod(0o755)
         self._videos = {
-            key: _VideoFiles(self._staging, key, self.fps, codec, video_megabytes) for key in self._keys.values()
+            key: _VideoFiles(self._staging, key, self.fps, codec, video_frames) for key in self._keys.values()
         }
         self._features: dict[str, dict[str, Any]] = {}
         self._data: Any = None  # the parquet writer, once the first episode tells how wide its columns are
@@ -239,7 +240,7 @@ class LeRobotWriter:
             "total_tasks": len(self._tasks),
             "chunks_size": CHUNK_SIZE,
             "data_files_size_in_mb": 100,
-            "video_files_size_in_mb": VIDEO_MEGABYTES,
+            "video_files_size_in_mb": 200,
             "fps": self.fps,
             "splits": {"train": f"0:{len(self._rows)}"},
             "data_path": DATA_PATH,
@@ -255,9 +256,9 @@ class LeRobotWriter:
 class _VideoFiles:
     """The video files of one camera; a new one is begun when the last is full."""
 
-    def __init__(self, root: Path, key: str, fps: int, codec: str, megabytes: float):
+    def __init__(self, root: Path, key: str, fps: int, codec: str, limit: int):
         self._root, self._key, self._fps, self._codec = root, key, fps, codec
-        self._limit = megabytes * 1e6
+        self._limit = limit
         self._file = -1
         self._container: Any = None
         self._stream: Any = None
@@ -266,7 +267,7 @@ class _VideoFiles:
     def append(self, frames: np.ndarray) -> dict[str, Any]:
         """Encode an episode (T, H, W, 3); returns the columns that say where it lies."""
         av = import_extra("av")
-        if self._container is not None and self._path.stat().st_size >= self._limit:
+        if self._container is not None and self._count >= self._limit:
             self.close()
         if self._container is None:
             self._open(*frames.shape[1:3])
