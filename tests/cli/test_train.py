@@ -16,6 +16,8 @@ import pytest
 from small_checkpoint import LIBERO, NUM_ACTIONS, write_episode
 from transformers import AutoModelForCausalLM, AutoProcessor
 
+from transformers_worldvla.cli.main import build_parser
+
 FAST = ("--batch-size", 2, "--log-every", 1, "--cpu")
 
 
@@ -135,7 +137,6 @@ def test_two_robots_in_one_run(
     [
         ((), "--output DIR is needed"),
         (("--output", "{tmp}/o", "--recipe", "full", "--merge"), "--merge does nothing with --recipe full"),
-        (("--output", "{tmp}/o", "--lora", "--recipe", "full"), "argument --recipe: not allowed with argument --lora"),
         (("--output", "{tmp}/o", "--kinds", "action", "dream"), "sample kinds are"),
         (("--output", "{tmp}/o", "--kinds", "action:2", "world"), "give every kind a weight, or none"),
         (("--output", "{tmp}/o", "--max-length", "40"), "raise it, or make pictures, history or the action chunk"),
@@ -207,3 +208,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     assert curves[0] == curves[1] and len(curves[0]) == 24
     weights = "model.safetensors" if recipe == "full" else "adapter_model.safetensors"
     assert (tmp_path / "whole" / weights).read_bytes() == (tmp_path / "killed" / weights).read_bytes()
+
+
+def test_lora_is_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = build_parser()
+    assert parser.parse_args(["train", "--dataset", "d", "--lora"]).recipe == "lora"
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["train", "--dataset", "d", "--lora", "--recipe", "full"])
+    assert "argument --recipe: not allowed with argument --lora" in capsys.readouterr().err

@@ -1,4 +1,7 @@
-"""`worldvla imagine`: a picture and a plan of actions in, the frames that the model expects to see out."""
+"""`worldvla imagine`: a picture and a plan of actions in, the frames that the model expects to see out.
+
+With `--play` the plan comes from the keyboard, one action a key, and each frame is drawn as soon as it is imagined.
+"""
 
 import argparse
 import re
@@ -30,6 +33,11 @@ examples:
   # a checkpoint of one's own with two cameras; every frame is decoded and encoded again before the next
   worldvla imagine --model my-checkpoint --image front.png wrist.png --actions plan.npy --output imagined \\
       --feedback pixels
+  # drive the robot by hand, in the terminal; then keep what was seen
+  worldvla imagine --play --image now.png
+  worldvla imagine --play --image now.png --output played
+  # the same keys from a file
+  worldvla imagine --play --image now.png --output played < keys.txt
 
 Actions are in the robot's own units, a row a control step: .npy of shape (T, D), .csv (with or without a header of
 names) or .json (a list of actions, or what `worldvla predict --output plan.json` writes). The folder gets
@@ -51,8 +59,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--image", nargs="+", required=True, metavar="FILE", help="the first frame; with several cameras one file each"
     )
-    parser.add_argument("--actions", required=True, metavar="FILE", help="the plan: .npy, .csv or .json, T rows of D")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the frames (PNG) and the GIF")
+    plan = parser.add_mutually_exclusive_group(required=True)
+    plan.add_argument("--actions", metavar="FILE", help="the plan: .npy, .csv or .json, T rows of D")
+    plan.add_argument("--play", action="store_true", help="the plan comes from the keyboard, a key an action")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder for the frames (PNG) and the GIF; may be left out with --play"
+    )
     parser.add_argument("--embodiment", metavar="E", help="whose actions, where the checkpoint has several")
     parser.add_argument(
         "--feedback",
@@ -77,14 +89,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from tqdm import tqdm
-
-    from ..evaluation.open_loop import StepCounter
-    from .files import check_output_folder, read_picture, read_plan
+    from .files import check_output_folder, read_picture
 
     check_sampling(args)
-    output = Path(args.output).expanduser()
-    check_output_folder(output)
+    if args.output is None and not args.play:
+        raise UserError("--output is missing: name a folder for the frames")
+    output = None if args.output is None else Path(args.output).expanduser()
+    if output is not None:
+        check_output_folder(output)
     pictures = [read_picture(path) for path in args.image]
     checkpoint = find_checkpoint(args.model, args.revision)
     processor = load_processor(checkpoint)
@@ -92,15 +104,59 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(pictures) != robot.num_cameras:
         names = ", ".join(robot.cameras)
         raise UserError(f"--image takes one file a camera of {robot.name}: {names}; {len(pictures)} given")
+    plan = None if args.play else _read_plan(args, robot)
+
+    model = load_model(checkpoint, args.device, args.dtype)
+    began = time.perf_counter()
+    if plan is None:
+        plan, steps = _play(args, model, processor, pictures, robot)
+    else:
+        steps = _roll_out(args, model, processor, pictures, robot, plan)  # T lists of C pictures
+    seconds = time.perf_counter() - began
+    fps = args.fps or robot.control_hz or 10.0
+    files: list[Path] = []
+    if output is not None and steps:
+        files = _write(output, steps, _first_frame(processor, pictures), robot.cameras, fps)
+    wrote = f"; wrote {output / _GIF} and {files[0]} ... {files[-1].name}" if output is not None and files else ""
+    print(f"{len(steps)} frames in {seconds:.1f} s{wrote}")
+    return {
+        "model": checkpoint.name,
+        "image": args.image,
+        "embodiment": robot.name,
+        "action_names": list(robot.action_names),
+        "actions": plan.tolist(),
+        "feedback": args.feedback,
+        "num_history": args.num_history,
+        "sampling": describe_sampling(args),
+        "frames": files,
+        "gif": output / _GIF if output is not None and files else None,
+        "fps": fps,
+        "device": str(model.device),
+        "seconds": seconds,
+    }
+
+
+def _read_plan(args: argparse.Namespace, robot: Any) -> Any:
+    """The plan (T, D) of `--actions`; says once where it leaves the range, not at every step."""
+    from .files import read_plan
+
     plan = read_plan(args.actions, robot.action_names, robot.action_dim)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         robot.encode(plan)
-    for warning in caught:  # the plan leaves the range: said once, not at every step
+    for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
+    return plan
 
-    model = load_model(checkpoint, args.device, args.dtype)
-    began = time.perf_counter()
+
+def _roll_out(
+    args: argparse.Namespace, model: Any, processor: Any, pictures: list[Any], robot: Any, plan: Any
+) -> list[Any]:
+    """T lists of C pictures along a plan (T, D)."""
+    from tqdm import tqdm
+
+    from ..evaluation.open_loop import StepCounter
+
     with tqdm(total=len(plan), desc="frames") as bar, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "actions outside the range")
         frames = model.imagine(
@@ -113,26 +169,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             draft="previous",
             **sampling_options(args, model.device),
         )
-    seconds = time.perf_counter() - began
-    steps = [frame if isinstance(frame, list) else [frame] for frame in frames]  # T lists of C pictures
-    fps = args.fps or robot.control_hz or 10.0
-    files = _write(output, steps, _first_frame(processor, pictures), robot.cameras, fps)
-    print(f"{len(steps)} frames in {seconds:.1f} s; wrote {output / _GIF} and {files[0]} ... {files[-1].name}")
-    return {
-        "model": checkpoint.name,
-        "image": args.image,
-        "embodiment": robot.name,
-        "action_names": list(robot.action_names),
-        "actions": plan.tolist(),
-        "feedback": args.feedback,
-        "num_history": args.num_history,
-        "sampling": describe_sampling(args),
-        "frames": files,
-        "gif": output / _GIF,
-        "fps": fps,
-        "device": str(model.device),
-        "seconds": seconds,
-    }
+    return [frame if isinstance(frame, list) else [frame] for frame in frames]
+
+
+def _play(
+    args: argparse.Namespace, model: Any, processor: Any, pictures: list[Any], robot: Any
+) -> tuple[Any, list[Any]]:
+    """What was played since the last restart: the actions (T, D), and T lists of C pictures."""
+    import numpy as np
+    from PIL import Image
+
+    from ..serving.dream_world import DreamWorld
+    from ..serving.play import play_in_terminal
+
+    world = DreamWorld(
+        model,
+        processor,
+        embodiment=robot.name,
+        num_history=args.num_history,
+        feedback=args.feedback,
+        generate_kwargs=sampling_options(args, model.device),
+    )
+    start = world.begin(dict(zip(robot.cameras, pictures, strict=True)))
+    played = play_in_terminal(world, start)
+    actions = np.array(played.actions).reshape(-1, robot.action_dim)
+    return actions, [[Image.fromarray(picture) for picture in step] for step in played.pictures]
 
 
 def _first_frame(processor: Any, pictures: list[Any]) -> list[Any]:

@@ -1,7 +1,8 @@
 """The dispatcher of the command line: finds the commands, parses, runs one, turns errors into exit codes.
 
 It knows nothing of what the commands do. Exit codes: 0 done, 2 bad input, 130 interrupted; anything else that goes
-wrong is a defect and shows its trace (exit code 1).
+wrong is a defect and shows its trace (exit code 1). A command whose answer may be "no" sets `args.exit_code` (`worldvla
+doctor`: 1 when a check failed).
 """
 
 import argparse
@@ -69,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = import_module(f"{__package__}.{name}")
         command_parser = command.add_parser(subparsers)
         command_parser.add_argument("--debug", action="store_true", help="show the trace of an error")
-        command_parser.set_defaults(run=command.run, prog=command_parser.prog)
+        command_parser.set_defaults(run=command.run, prog=command_parser.prog, exit_code=0)
     return parser
 
 
@@ -91,11 +92,11 @@ def _run(args: argparse.Namespace) -> int:
     if not getattr(args, "json", False):
         args.run(args)
         sys.stdout.flush()
-        return 0
+        return args.exit_code
     with _stdout_for_json() as stdout:
         document = json.dumps(to_json(args.run(args)), indent=2, allow_nan=False)
         stdout.write(document + "\n")
-    return 0
+    return args.exit_code
 
 
 @contextmanager

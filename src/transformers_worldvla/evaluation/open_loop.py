@@ -275,16 +275,23 @@ def compare_rollouts(recording: Recording, starts: Sequence[int], imagined: np.n
 
     Here `copy_last_frame` is the last frame that was really seen, the one the rollout starts from.
     """
+    target, candidates = rollout_candidates(recording, starts, imagined)
+    return {"starts": list(starts), "psnr": {name: psnr(value, target).mean(-1) for name, value in candidates.items()}}
+
+
+def rollout_candidates(
+    recording: Recording, starts: Sequence[int], imagined: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The recorded frames (S, horizon, C, H, W, 3) that rollouts stand beside, and the rollouts and their baselines."""
     horizon = imagined.shape[1]
     first = np.asarray(starts)[:, None]
     later = first + np.arange(1, horizon + 1)
     target = recording.pictures[later]
-    candidates = {
+    return target, {
         "model": imagined,
         "reconstruction_ceiling": recording.reconstructed[later],
         "copy_last_frame": np.broadcast_to(recording.pictures[first], target.shape),
     }
-    return {"starts": list(starts), "psnr": {name: psnr(value, target).mean(-1) for name, value in candidates.items()}}
 
 
 # -------------------------------------------------------------------- pooling episodes

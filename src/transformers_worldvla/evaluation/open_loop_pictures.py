@@ -51,6 +51,22 @@ def draw_gif(report: dict[str, Any], recording: Recording, imagined: np.ndarray,
     save_gif(frames, path, report["episode"]["fps"] or 10.0)
 
 
+def draw_rollout_gif(recording: Recording, start: int, imagined: np.ndarray, path: Path, fps: float) -> None:
+    """One rollout (horizon, C, H, W, 3): recorded, as well as the image tokenizer can show it, and imagined."""
+    frames = []
+    for ahead, pictures in enumerate(imagined, start=1):
+        step = start + ahead
+        panels = beside(
+            [
+                captioned(_cameras(recording.pictures[step], GIF_SIDE), f"recorded, step {step}"),
+                captioned(_cameras(recording.reconstructed[step], GIF_SIDE), "recorded, through the tokenizer"),
+                captioned(_cameras(pictures, GIF_SIDE), f"imagined, {ahead} ahead of step {start}"),
+            ]
+        )
+        frames.append(below([label(recording.instruction, panels.width), panels], gap=2, margin=6))
+    save_gif(frames, path, fps)
+
+
 def draw_picture(report: dict[str, Any], recording: Recording, imagined: np.ndarray, path: Path) -> None:
     """A film strip of the rollout that moves most, PSNR along rollouts, and the actions of every dimension."""
     strip = _film_strip(report["rollout"]["starts"], recording, imagined)

@@ -123,8 +123,7 @@ class DreamWorld:
         cropped = [crop_for_model(self.processor, picture) for picture in given]
         if len({picture.shape for picture in cropped}) > 1:
             sizes = ", ".join(
-                f"{name} {picture.shape[1]}x{picture.shape[0]}"
-                for name, picture in zip(cameras, cropped, strict=True)
+                f"{name} {picture.shape[1]}x{picture.shape[0]}" for name, picture in zip(cameras, cropped, strict=True)
             )
             raise ValueError(f"the cameras of a time step have one size once they are cropped, not {sizes}")
         return np.stack(cropped)
@@ -143,9 +142,7 @@ class DreamWorld:
         pictures = self.crop(start)
         return Dream(pictures, (self._tokenize(pictures),), instruction=instruction)
 
-    def step(
-        self, dreams: Sequence[Dream], actions: Any, generator: torch.Generator | None = None
-    ) -> list[Dream]:
+    def step(self, dreams: Sequence[Dream], actions: Any, generator: torch.Generator | None = None) -> list[Dream]:
         """What follows each of B dreams under actions (B, D) in robot units, all in one call of the model.
 
         Raises ValueError for another shape, NaN and infinity; actions outside the range are clipped with a warning.
@@ -159,8 +156,8 @@ class DreamWorld:
             actions=[np.stack(row) for row in taken],
             embodiment=[self.robot.name] * len(dreams),
         ).to(self.model.device)
-        sampling = {"generator": generator} if self.samples else {}
-        ids = self.model.generate_frames(**inputs, **{**self.generate_kwargs, **sampling})  # (B, C, block)
+        options = self.generate_kwargs if generator is None else {**self.generate_kwargs, "generator": generator}
+        ids = self.model.generate_frames(**inputs, **options)  # (B, C, block)
         pictures = [np.stack([np.asarray(one) for one in row]) for row in self.processor.decode_frames(ids, self.model)]
         following = []
         for dream, row, seen, blocks in zip(dreams, taken, pictures, ids, strict=True):

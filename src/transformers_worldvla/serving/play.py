@@ -5,6 +5,7 @@ iterable, so that a pipe or a test can play as well as a person. Nothing here ne
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from .dream_world import Dream, DreamWorld
 
 PAIRS = ("ws", "ad", "rf", "ik", "jl", "uo", "tg", "yh")  # up and down of one dimension each
 STAY, TOGGLE, RESTART, FASTER, SLOWER = ".", " ", "0", "+", "-"
-QUIT = ("q", "\x03", "\x04")  # also Ctrl-C and Ctrl-D
+QUIT = ("q", "\x04")  # also Ctrl-D
 SPEEDS = (0.1, 0.25, 0.5, 1.0)
 ABSOLUTE_STEP = 0.1  # of the range, at full speed, where an action is a pose
 
+_NO_CHARACTER = re.compile(r"\x1b(\[[0-9;]*[A-Za-z~]|O[A-Z])?|[\r\n]")  # arrow and function keys, line breaks
 HOME, CLEAR, PLAIN = "\x1b[H", "\x1b[2J", "\x1b[0m"
 ERASE_LINE, HIDE_CURSOR, SHOW_CURSOR = "\x1b[K", "\x1b[?25l", "\x1b[?25h"
 
@@ -37,9 +39,13 @@ class Keyboard:
         self._robot = robot
         self._low, self._high = np.array(robot.low), np.array(robot.high)
         gripper = None if robot.gripper is None else int(robot.gripper["index"])
-        moving = [index for index in range(robot.action_dim) if index != gripper and self._high[index] > self._low[index]]
+        moving = [
+            index for index in range(robot.action_dim) if index != gripper and self._high[index] > self._low[index]
+        ]
         self._moves = {
-            key: (index, sign) for index, pair in zip(moving, PAIRS, strict=False) for key, sign in zip(pair, (1, -1), strict=True)
+            key: (index, sign)
+            for index, pair in zip(moving, PAIRS, strict=False)
+            for key, sign in zip(pair, (1, -1), strict=True)
         }
         self._gripper = gripper
         self.speed = 0.5
@@ -125,14 +131,13 @@ def play(world: DreamWorld, start: Dream, keys: Iterable[str], show: Callable[[D
 
 
 def read_keys(descriptor: int) -> Iterator[str]:
-    """Characters from a terminal as they are pressed, or from a pipe; arrow and function keys are passed over.
+    """Characters from a terminal as they are pressed, or from a pipe, until it ends.
 
-    Line breaks are left out, so that keys may be piped in line by line. Ends with the input.
+    Arrow and function keys are passed over, and so are line breaks: keys may be piped in line by line.
     """
     with _unbuffered(descriptor):
         while text := os.read(descriptor, 64).decode("utf-8", "ignore"):
-            if not text.startswith("\x1b"):  # one key that is no character: ESC [ A
-                yield from text.replace("\r", "").replace("\n", "")
+            yield from _NO_CHARACTER.sub("", text)
 
 
 @contextmanager
