@@ -251,7 +251,8 @@ def test_error_in_a_process(
     arguments = ("imagine", "--model", robot_checkpoint, "--image", pictures[0], "--actions", plan_file)
     bad = worldvla_process(*arguments, "--output", "frames", "--embodiment", "aloha")
     assert bad.code == 2 and bad.out == ""
-    assert bad.err == "worldvla imagine: unknown embodiment 'aloha'; known: libero (D=7) from LIBERO Spatial, Object, Goal and 10 without no-op actions\n"
+    assert bad.err.startswith("worldvla imagine: unknown embodiment 'aloha'; known: libero (D=7) from LIBERO ")
+    assert bad.err.count("\n") == 1
 
 
 def test_help_has_examples(worldvla: Callable[..., Any], capfd: pytest.CaptureFixture[str]) -> None:

@@ -147,7 +147,7 @@ class Inputs:
         ({"images": ["cut.png"]}, "cut.png: "),
         ({"images": ["deep.png"]}, "deep.png: a picture has 8 bits a channel"),
         ({"instruction": " "}, "this prompt needs an instruction"),
-        ({"embodiment": "aloha"}, "unknown embodiment 'aloha'; known: libero (D=7) from LIBERO Spatial, Object, Goal and 10 without no-op actions"),
+        ({"embodiment": "aloha"}, "unknown embodiment 'aloha'; known: libero (D=7) from LIBERO"),
         ({"model": "no-such-folder"}, "no-such-folder: no such folder, and no Hub id (owner/name)"),
         ({"model": "nobody/nothing"}, "nobody/nothing: no such folder, and not to be had from the Hub"),
         ({"model": "notes.txt"}, "notes.txt is a file"),
