@@ -1,4 +1,4 @@
-"""`worldvla push`: wrong arguments are one line before anything is sent. What arrives: tests/hub/test_push.py."""
+"""`worldvla push`: wrong arguments are one line, before anything is sent. What arrives: hub/test_push_folder.py."""
 
 from collections.abc import Callable
 from pathlib import Path

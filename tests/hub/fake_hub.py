@@ -19,10 +19,12 @@ from urllib.parse import unquote, urlsplit
 
 
 class FakeHub:
-    """The server and what was pushed: `commits[repo]`, oldest first, each {"oid": str, "files": {path: bytes}}."""
+    """The server and what was pushed: `commits[repo]`, oldest first, each {"oid": str, "files": {path: bytes}}, and
+    `branches[repo]`, name -> oid of its newest commit."""
 
     def __init__(self) -> None:
         self.commits: dict[str, list[dict[str, Any]]] = {}
+        self.branches: dict[str, dict[str, str]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._thread = threading.Thread(target=self._server.serve_forever)
 
@@ -44,16 +46,15 @@ class FakeHub:
         return self.commit(repo, revision)["files"]
 
     def commit(self, repo: str, revision: str = "main") -> dict[str, Any]:
-        commits = self.commits[repo]
-        if revision == "main":
-            return commits[-1]
-        return {commit["oid"]: commit for commit in commits}[revision]
+        oid = self.branches[repo].get(revision, revision)
+        return {commit["oid"]: commit for commit in self.commits[repo]}[oid]
 
     def create(self, repo: str) -> None:
-        self.commits.setdefault(repo, [_commit({}, "initial commit")])
+        first = self.commits.setdefault(repo, [_commit({}, "initial commit")])[0]
+        self.branches.setdefault(repo, {"main": first["oid"]})
 
-    def add_commit(self, repo: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
-        files = dict(self.files(repo))
+    def add_commit(self, repo: str, lines: list[dict[str, Any]], branch: str = "main") -> dict[str, Any]:
+        files = dict(self.files(repo, branch))
         for line in lines:
             if line["key"] == "file":
                 files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
@@ -61,6 +62,7 @@ class FakeHub:
                 del files[line["value"]["path"]]
         commit = _commit(files, f"commit {len(self.commits[repo])}")
         self.commits[repo].append(commit)
+        self.branches[repo][branch] = commit["oid"]
         return commit
 
 
@@ -91,9 +93,15 @@ class _Handler(BaseHTTPRequestHandler):
             case ["api", "models" | "datasets", owner, name, "preupload", _]:
                 files = json.loads(body)["files"]
                 self._json({"files": [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in files]})
-            case ["api", "models" | "datasets", owner, name, "commit", _]:
+            case ["api", "models" | "datasets", owner, name, "branch", branch]:
+                repo = f"{owner}/{name}"
+                if branch in self.hub.branches[repo]:
+                    return self._error(409, "BranchExists")
+                self.hub.branches[repo][branch] = self.hub.commit(repo)["oid"]
+                self._json({})
+            case ["api", "models" | "datasets", owner, name, "commit", branch]:
                 lines = [json.loads(line) for line in body.splitlines() if line.strip()]
-                oid = self.hub.add_commit(f"{owner}/{name}", lines)["oid"]
+                oid = self.hub.add_commit(f"{owner}/{name}", lines, branch)["oid"]
                 url = f"{self.hub.endpoint}/{owner}/{name}/commit/{oid}"
                 self._json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
             case _:
@@ -132,8 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
                     ]
                 )
             case ["refs"]:
-                main = {"name": "main", "ref": "refs/heads/main", "targetCommit": commit["oid"]}
-                self._json({"branches": [main], "tags": [], "converts": []})
+                heads = self.hub.branches[repo].items()
+                branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in heads]
+                self._json({"branches": branches, "tags": [], "converts": []})
             case _:
                 self._error(404, "EntryNotFound")
 

@@ -7,6 +7,7 @@ iterable, so that a pipe or a test can play as well as a person. Nothing here ne
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from PIL import Image
 from ..action_tokenization_worldvla import Embodiment
 from .dream_world import Dream, DreamWorld
 
-PAIRS = ("ws", "ad", "rf", "ik", "jl", "uo", "tg", "yh")  # up and down of one dimension each
+PAIRS = (("w", "s"), ("a", "d"), ("r", "f"), ("i", "k"), ("j", "l"), ("u", "o"), ("t", "g"), ("y", "h"))  # up, down
 STAY, TOGGLE, RESTART, FASTER, SLOWER = ".", " ", "0", "+", "-"
 QUIT = ("q", "\x04")  # also Ctrl-D
 SPEEDS = (0.1, 0.25, 0.5, 1.0)
@@ -32,7 +33,8 @@ class Keyboard:
     """What each key does to the robot.
 
     A key moves one dimension by a share (`speed`) of the end of its range, all others stay: 0 where actions are deltas,
-    the pose held so far where they are absolute. The gripper has a key of its own and stays as it is.
+    the pose held so far where they are absolute (at first the middle of the ranges, as no frame tells the pose). The
+    gripper has a key of its own and stays as it is.
     """
 
     def __init__(self, robot: Embodiment):
@@ -167,9 +169,9 @@ class TerminalScreen:
 
     def __call__(self, dream: Dream, keyboard: Keyboard) -> None:
         size = os.get_terminal_size(sys.stderr.fileno())
-        lines = draw(dream.pictures, size.columns, max(1, size.lines - 3))
-        lines.append(f"step {dream.steps}, speed {keyboard.speed:g}"[: size.columns])
-        lines.append(keyboard.help()[: size.columns])
+        columns, rows = size.columns or 80, size.lines or 24  # some terminals do not know
+        text = [f"step {dream.steps}, speed {keyboard.speed:g}", *textwrap.wrap(keyboard.help(), columns)]
+        lines = [*draw(dream.pictures, columns, max(1, rows - len(text))), *text]
         clear = "" if self._begun else HIDE_CURSOR + CLEAR
         self._begun = True
         print(clear + HOME + "\n".join(line + ERASE_LINE for line in lines), end="", file=sys.stderr, flush=True)

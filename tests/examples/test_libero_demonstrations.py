@@ -1,0 +1,149 @@
+"""The recorder of demonstrations: what it plans, what it writes, and that a killed recording goes on."""
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from transformers_worldvla.data import load_episodes, scan_episodes
+
+pytest.importorskip("libero")
+h5py = pytest.importorskip("h5py")
+FOLDER = Path(__file__).parents[2] / "examples" / "libero_demonstrations"
+TASK = "turn_on_the_stove"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"libero_demonstrations_{name}", FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def record() -> ModuleType:
+    return load("record")
+
+
+def arguments(output: Path, **changes: object) -> argparse.Namespace:
+    values = {"suites": ["libero_goal"], "tasks": None, "episodes": 7, "cameras": ["agentview"], "resolution": 64}
+    return argparse.Namespace(**values | {"output": output} | changes)
+
+
+def test_tasks_take_turns_and_recorded_episodes_are_left_out(record: ModuleType, tmp_path: Path) -> None:
+    turns = list(record.plan(arguments(tmp_path, tasks=[2, 7])))
+    assert [(turn.task, turn.numbers) for turn in turns] == [
+        (2, (0, 1, 2, 3, 4)),
+        (7, (0, 1, 2, 3, 4)),
+        (2, (5, 6)),
+        (7, (5, 6)),
+    ]
+    for number in (0, 1, 2, 3, 4, 6):
+        path = record.episode_path(tmp_path, "libero_goal", 7, number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert path.parent.name == TASK
+    turns = list(record.plan(arguments(tmp_path, tasks=[2, 7])))
+    assert [(turn.task, turn.numbers) for turn in turns] == [(2, (0, 1, 2, 3, 4)), (2, (5, 6)), (7, (5,))]
+
+
+def test_no_two_episodes_share_a_placement(record: ModuleType) -> None:
+    seeds = {
+        record.placement_seed(task, number, attempt)
+        for task in range(10)
+        for number in range(100)
+        for attempt in range(record.ATTEMPTS)
+    }
+    assert len(seeds) == 10 * 100 * record.ATTEMPTS
+
+
+def made_up_rows(length: int, seed: int) -> dict[str, np.ndarray]:
+    """An episode as `record_episode` returns it; the arm's joints stand where the simulator's state has them."""
+    rng = np.random.default_rng(seed)
+    states = rng.normal(size=(length, 20)).cumsum(0)
+    proprioception = rng.normal(size=(length, 8)).astype(np.float32)
+    rows, columns = np.mgrid[0:64, 0:64]
+    frames = np.stack([np.stack([rows * 3, columns * 2 + step, (rows + columns) % 256], -1) for step in range(length)])
+    return {
+        "states": states,
+        "robot_states": rng.normal(size=(length, 9)),
+        "obs/ee_pos": proprioception[:, :3],
+        "obs/ee_ori": proprioception[:, 3:6],
+        "obs/ee_states": proprioception[:, :6],
+        "obs/gripper_states": proprioception[:, 6:],
+        "obs/joint_states": states[:, 1:8],
+        "obs/agentview_rgb": frames.astype(np.uint8),
+        "actions": rng.uniform(-1, 1, (length, 7)).astype(np.float32),
+    }
+
+
+def test_both_exports_hold_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    episode_file, export = load("episode_file"), load("export")
+    files = []
+    for number in range(2):
+        path = tmp_path / "episodes" / "libero_goal" / TASK / f"{number:04d}.hdf5"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            data = file.create_group("data")
+            data.attrs["instruction"] = "turn on the stove"
+            data.attrs["problem_info"] = json.dumps({"language_instruction": "turn on the flat stove"})
+            episode_file.write_demo(data.create_group("demo_0"), made_up_rows(9 + number, number), seed=number)
+        files.append(path)
+    export.export_hdf5([files], tmp_path / "libero_hdf5")
+    export.export_lerobot([files], tmp_path / "lerobot")
+    export.export_lerobot([files], tmp_path / "lerobot")  # replaces the earlier one
+
+    recorded, converted = load_episodes(tmp_path / "libero_hdf5"), load_episodes(tmp_path / "lerobot")
+    assert not scan_episodes(tmp_path / "libero_hdf5").problems and not scan_episodes(tmp_path / "lerobot").problems
+    assert len(recorded) == len(converted) == 2 and converted.cameras == ("image",)
+    for number, (demo, episode) in enumerate(zip(recorded, converted, strict=True)):
+        rows = made_up_rows(9 + number, number)
+        state = np.concatenate([rows["obs/ee_states"], rows["obs/gripper_states"]], axis=1)
+        for found in (demo, episode):
+            assert found.instruction == "turn on the stove" and np.array_equal(found.actions, rows["actions"])
+            assert np.array_equal(found.state, state)
+        assert np.array_equal(demo.frames("agentview_rgb"), rows["obs/agentview_rgb"]), "turned twice is not turned"
+        assert np.abs(episode.frames("image").astype(int) - rows["obs/agentview_rgb"]).mean() < 4
+        assert demo.success and demo.demo.bddl_language == "turn on the flat stove"
+
+
+@pytest.mark.slow
+def test_a_killed_recording_goes_on_to_the_same_episodes(tmp_path: Path) -> None:
+    """Two real episodes: killed after the first, run again, compared with a recording that was left alone."""
+
+    def start(output: Path) -> subprocess.Popen[bytes]:
+        options = ["--tasks", "7", "--episodes", "2", "--resolution", "64"]
+        command = [sys.executable, "record.py", "--output", str(output), *options]
+        return subprocess.Popen(command, cwd=FOLDER, start_new_session=True, stderr=subprocess.DEVNULL)
+
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    first = cut / "episodes" / "libero_goal" / TASK / "0000.hdf5"
+    process, deadline = start(cut), time.monotonic() + 400
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert first.exists() and not (cut / "lerobot").exists()
+    written = first.stat().st_mtime_ns
+    assert start(cut).wait() == 0 and start(whole).wait() == 0
+    assert first.stat().st_mtime_ns == written, "what was recorded is kept"
+    assert not scan_episodes(cut / "lerobot").problems
+    for name in ("0000.hdf5", "0001.hdf5"):
+        with (
+            h5py.File(first.with_name(name)) as ours,
+            h5py.File(str(first.with_name(name)).replace("cut", "whole")) as theirs,
+        ):
+            for key in ("actions", "states", "obs/agentview_rgb"):
+                assert np.array_equal(ours[f"data/demo_0/{key}"], theirs[f"data/demo_0/{key}"])
