@@ -20,12 +20,14 @@ from transformers_worldvla.cli.main import main
 
 DOCS = Path(__file__).parents[2] / "docs"
 DATASET = Path(__file__).parents[1] / "fixtures" / "lerobot_small" / "v30_video"
-GUIDES = ("guides/data.md", "guides/fine_tune.md")
+GUIDES = ("guides/data.md", "guides/fine_tune.md", "guides/imagine.md")
 CUTS = {"max_steps=1000": "max_steps=2, use_cpu=True, disable_tqdm=True", "--horizons 10": "--horizons 3"}
 ADDED = {
     "train": ["--steps", "2", "--batch-size", "2", "--eval-samples", "4", "--cpu"],
     "evaluate": ["--device", "cpu"],
     "tokenize": ["--device", "cpu"],
+    "imagine": ["--device", "cpu"],
+    "predict": ["--device", "cpu"],
 }
 BLOCK = re.compile(
     r"^(<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)^```$", re.M | re.S

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoints import DTYPES, Checkpoint, add_device_argument, choose_device, find_checkpoint, positive_int
 from .errors import UserError
-from .files import check_output_file
 
 if TYPE_CHECKING:
     from ..data import EpisodeDataset, EpisodeError
@@ -58,6 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
     from ..diagnosis import Patient, diagnose
+    from .files import check_output_file
 
     if args.picture is not None and args.dataset is None:
         raise UserError("--picture shows a recorded frame: it needs --dataset")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoints import ADAPTER_CONFIG, Checkpoint
 from .errors import UserError
-from .files import new_files
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -151,6 +150,8 @@ def _name_base(folder: Path, base: str) -> None:
 
 def _write(folder: Path, name: str, text: str) -> None:
     """Whole or not at all."""
+    from .files import new_files
+
     with new_files(folder) as staging:
         (staging / name).write_text(text, encoding="utf-8")
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from .checkpoints import find_checkpoint, load_processor, positive_float, positive_int
 from .errors import UserError
-from .files import check_output_folder
 
 RECIPE_NAMES = ("lora", "qlora", "full", "authors")  # of training.recipes, which needs torch to be imported
 
@@ -133,6 +132,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..training.datasets import adopt_embodiments
     from ..training.dry_run import dry_run
     from ..training.run import run_training
+    from .files import check_output_folder
     from .train_data import open_sources
 
     if args.output is None and not args.dry_run:
