@@ -155,7 +155,7 @@ def _unbuffered(descriptor: int) -> Iterator[None]:
         raise OSError("playing by keyboard needs a Unix terminal: pipe the keys in instead") from None
     before = termios.tcgetattr(descriptor)
     try:
-        tty.setcbreak(descriptor)
+        tty.setcbreak(descriptor, termios.TCSANOW)  # keys that were pressed early count
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
