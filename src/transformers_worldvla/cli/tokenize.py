@@ -18,7 +18,6 @@ from .checkpoints import (
     positive_int,
 )
 from .errors import UserError
-from .files import check_output_folder
 
 _EPILOG = """\
 examples:
@@ -160,6 +159,8 @@ def read_ranks(processes: int) -> tuple[int, int]:
 
 def _check_output(args: argparse.Namespace) -> Path | None:
     """The folder to write, None for a dry run."""
+    from .files import check_output_folder
+
     if args.dry_run:
         return None
     if args.output is None:
