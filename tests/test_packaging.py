@@ -44,13 +44,15 @@ def test_missing_asset_says_where_it_was_looked_for(tmp_path: Path, monkeypatch:
 
 @pytest.mark.slow
 def test_wheel_holds_the_source_and_the_bundled_folders(wheel: Path) -> None:
-    expected = {f"transformers_worldvla/{path.relative_to(SOURCE)}": path for path in SOURCE.rglob("*.py")}
+    packages = (SOURCE, SOURCE.parent / "worldvla_client")
+    files = [path for package in packages for path in package.rglob("*") if path.suffix in (".py", ".npz")]
+    expected = {str(path.relative_to(SOURCE.parent)): path for path in files}
     for name in BUNDLED:
         folder = REPOSITORY / "hub" / name
         files = [path for path in folder.rglob("*") if path.is_file()]
         expected |= {f"transformers_worldvla/hub/{name}/{path.relative_to(folder)}": path for path in files}
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name for name in archive.namelist() if name.startswith("transformers_worldvla/")}
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert packed == expected.keys()
         for name, path in expected.items():
             assert archive.read(name) == path.read_bytes()
