@@ -145,5 +145,7 @@ def test_a_killed_recording_goes_on_to_the_same_episodes(tmp_path: Path) -> None
             h5py.File(first.with_name(name)) as ours,
             h5py.File(str(first.with_name(name)).replace("cut", "whole")) as theirs,
         ):
-            for key in ("actions", "states", "obs/agentview_rgb"):
+            for key in ("actions", "obs/agentview_rgb"):
                 assert np.array_equal(ours[f"data/demo_0/{key}"], theirs[f"data/demo_0/{key}"])
+            # a drawn placement is the same to rounding only, when another episode ran before it in the process
+            np.testing.assert_allclose(ours["data/demo_0/states"], theirs["data/demo_0/states"], rtol=0, atol=1e-10)
