@@ -49,7 +49,7 @@ class ResultFolder:
             raise ValueError(f"{folder} has an {EPISODES_FILE} without {SETTINGS_FILE}: choose another --output")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(settings_file, json.dumps(settings, indent=2) + "\n")
+            write_whole(settings_file, json.dumps(settings, indent=2) + "\n")
         self.rows = {episode_key(row): row for row in _read_rows(self.episodes_file, torn=True)}
         self.finish()  # a line that a killed run left torn goes
 
@@ -60,14 +60,11 @@ class ResultFolder:
     def add(self, row: dict[str, Any]) -> None:
         """Keep an episode, on disk when this returns."""
         self.rows[episode_key(row)] = row
-        with self.episodes_file.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.episodes_file, _line(row))
 
     def finish(self) -> None:
         """Put the rows into their order: by suite, task and trial."""
-        _write_whole(self.episodes_file, "".join(_line(self.rows[key]) for key in sorted(self.rows)))
+        write_whole(self.episodes_file, "".join(_line(self.rows[key]) for key in sorted(self.rows)))
 
 
 def read_episodes(path: str | Path) -> list[dict[str, Any]]:
@@ -183,7 +180,15 @@ def _read_rows(path: Path, torn: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_whole(path: Path, text: str) -> None:
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, on disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, text: str) -> None:
     """Write a file all at once: a reader sees the old or the new one."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:

@@ -10,7 +10,6 @@ the evaluation of RynnVLA-002 does, but without its lossy mp4 in between). Every
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,9 +22,10 @@ from .metrics import psnr
 from .open_loop import Recording, read_recording, roll_out, rollout_candidates, rollout_starts
 from .open_loop_pictures import draw_rollout_gif
 from .perceptual import I3DFeatures, Lpips, fvd, fvd_name, ssim
+from .results import EPISODES_FILE, SETTINGS_FILE, append_line, write_whole
 
 CANDIDATES = ("model", "copy_last_frame", "reconstruction_ceiling")
-EPISODES_FILE, SETTINGS_FILE, SUMMARY_FILE, FEATURES_FOLDER = "episodes.jsonl", "run.json", "summary.json", "features"
+SUMMARY_FILE, FEATURES_FOLDER = "summary.json", "features"
 Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (..., H, W, 3) twice -> (...)
 
 
@@ -155,7 +155,7 @@ class WorldModelResults:
             raise ValueError(f"{folder} has an {EPISODES_FILE} without {SETTINGS_FILE}: choose another --output")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(settings_file, json.dumps(wanted, indent=2) + "\n")
+            write_whole(settings_file, json.dumps(wanted, indent=2) + "\n")
         self.rows: dict[tuple[int, int], dict[str, Any]] = {}
         if self._file.exists():
             complete = self._file.read_text(encoding="utf-8").split("\n")[:-1]  # a killed run may leave a torn line
@@ -174,14 +174,11 @@ class WorldModelResults:
                 np.savez(file, **dict(features))  # type: ignore[arg-type]
             path.with_suffix(".partial").replace(path)
         self.rows[row["episode"], row["horizon"]] = row
-        with self._file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        append_line(self._file, json.dumps(row) + "\n")
 
     def finish(self) -> None:
         """Put the rows into their order."""
-        _write_whole(self._file, "".join(json.dumps(self.rows[key]) + "\n" for key in sorted(self.rows)))
+        write_whole(self._file, "".join(json.dumps(self.rows[key]) + "\n" for key in sorted(self.rows)))
 
     def features(self, horizon: int) -> dict[str, np.ndarray] | None:
         """I3D features (N, D) of each candidate over all episodes; None without them."""
@@ -193,12 +190,6 @@ class WorldModelResults:
 
     def _features(self, episode: int, horizon: int) -> Path:
         return self.folder / FEATURES_FOLDER / f"episode_{episode:06d}_h{horizon}.npz"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def evaluate_world_model(
@@ -254,7 +245,7 @@ def evaluate_world_model(
     for horizon, numbers in summary["horizons"].items():
         if (found := results.features(int(horizon))) is not None:
             numbers["fvd"] = summarize_fvd(found, int(horizon))
-    _write_whole(results.folder / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_whole(results.folder / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 
