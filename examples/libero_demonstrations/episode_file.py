@@ -13,6 +13,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from disturbance import Disturbance
 
 from transformers_worldvla.evaluation.libero_env import LiberoEnv
 from transformers_worldvla.evaluation.libero_expert import LiberoExpert
@@ -23,8 +24,12 @@ PATCH = 16  # pixels: all steps of such a square are compressed together, and mo
 CLEARANCE = 1e-4  # a placement that is nearer to an official initial state in every number counts as the same
 
 
-def record_episode(env: LiberoEnv, seed: int, cameras: Sequence[str]) -> dict[str, np.ndarray] | None:
+def record_episode(
+    env: LiberoEnv, seed: int, cameras: Sequence[str], disturbances: float = 0.0
+) -> dict[str, np.ndarray] | None:
     """Let the expert solve the task from a new placement of all objects.
+
+    `disturbances` is the probability of a push at a step (`Disturbance`).
 
     Returns the rows of the episode, T of each, or None when the goal was not reached in the suite's step budget.
     Raises ValueError when the placement is one of the states that evaluation starts from.
@@ -34,12 +39,12 @@ def record_episode(env: LiberoEnv, seed: int, cameras: Sequence[str]) -> dict[st
     if np.abs(env.initial_states - placement).max(axis=1).min() < CLEARANCE:
         raise ValueError(f"seed {seed} places the objects as in an official initial state")
     env.reset(placement, seed=seed)
-    expert = LiberoExpert(env)
+    expert, disturbance = LiberoExpert(env), Disturbance(disturbances, seed)
     rows: list[dict[str, np.ndarray]] = []
     done = False
     while not done and len(rows) < step_budget(env.task.suite):
         row = read_row(env, cameras)
-        row["actions"] = expert.act()
+        row["actions"] = disturbance.apply(expert.act())
         done = env.step(row["actions"])
         rows.append(row)
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]} if done else None

@@ -40,6 +40,7 @@ class Turn:
     output: Path
     cameras: tuple[str, ...]
     resolution: int
+    disturbances: float
 
 
 def main() -> None:
@@ -50,6 +51,13 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=40, help="a task (%(default)s)")
     parser.add_argument("--cameras", nargs="+", default=["agentview"], choices=CAMERAS, help="(%(default)s)")
     parser.add_argument("--resolution", type=int, default=256, help="pixels; drawing 128 takes as long (%(default)s)")
+    parser.add_argument(
+        "--disturbances",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="probability that a push begins at a step, which the expert recovers from (%(default)s)",
+    )
     parser.add_argument("--processes", type=int, default=1, help="some 2 GB of memory each (%(default)s)")
     parser.add_argument(
         "--export-only", action="store_true", help="write the datasets from the episodes that are there"
@@ -72,7 +80,8 @@ def plan(args: argparse.Namespace) -> Iterator[Turn]:
         for suite, index in tasks:
             missing = [number for number in numbers if not episode_path(args.output, suite, index, number).exists()]
             if missing:
-                yield Turn(suite, index, tuple(missing), args.output, tuple(args.cameras), args.resolution)
+                cameras = tuple(args.cameras)
+                yield Turn(suite, index, tuple(missing), args.output, cameras, args.resolution, args.disturbances)
 
 
 def episode_path(output: Path, suite: str, task: int, number: int) -> Path:
@@ -111,9 +120,10 @@ def take_turn(turn: Turn) -> int:
         for number in turn.numbers:
             for attempt in range(ATTEMPTS):
                 began, seed = time.perf_counter(), placement_seed(turn.task, number, attempt)
-                rows = record_episode(env, seed, turn.cameras)
+                rows = record_episode(env, seed, turn.cameras, turn.disturbances)
                 steps = None if rows is None else len(rows["actions"])
-                line = {"suite": turn.suite, "task": turn.task, "episode": number, "seed": seed, "steps": steps}
+                line = {"suite": turn.suite, "task": turn.task, "episode": number, "seed": seed}
+                line |= {"disturbances": turn.disturbances, "steps": steps}
                 note(turn.output, {**line, "seconds": round(time.perf_counter() - began, 1)})
                 if rows is not None:
                     write_episode(episode_path(turn.output, turn.suite, turn.task, number), env, seed, rows)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,11 @@ def load(name: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
     return module
 
 
@@ -38,6 +43,7 @@ def record() -> ModuleType:
 
 def arguments(output: Path, **changes: object) -> argparse.Namespace:
     values = {"suites": ["libero_goal"], "tasks": None, "episodes": 7, "cameras": ["agentview"], "resolution": 64}
+    values["disturbances"] = 0.0
     return argparse.Namespace(**values | {"output": output} | changes)
 
 
@@ -56,6 +62,36 @@ def test_tasks_take_turns_and_recorded_episodes_are_left_out(record: ModuleType,
     assert path.parent.name == TASK
     turns = list(record.plan(arguments(tmp_path, tasks=[2, 7])))
     assert [(turn.task, turn.numbers) for turn in turns] == [(2, (0, 1, 2, 3, 4)), (2, (5, 6)), (7, (5,))]
+
+
+def travel(disturbance: Any, steps: int) -> np.ndarray:
+    """What becomes of an expert's action (7,) in that many steps."""
+    return np.stack([disturbance.apply(np.array([0.9, -0.5, 0, 0.1, -0.2, 0.3, 1], np.float32)) for _ in range(steps)])
+
+
+def test_pushes_move_the_hand_alone_and_stay_in_range() -> None:
+    disturbance = load("disturbance")
+    carried_out = travel(disturbance.Disturbance(1.0, seed=3), 500)
+    assert carried_out.dtype == np.float32
+    np.testing.assert_array_equal(carried_out[:, 3:], np.tile(np.float32([0.1, -0.2, 0.3, 1]), (500, 1)))
+    assert np.abs(carried_out[:, :3]).max() <= 1
+    assert np.abs(carried_out[:, 2]).max() > 0.5
+    np.testing.assert_array_equal(carried_out, travel(disturbance.Disturbance(1.0, seed=3), 500))
+    assert not np.array_equal(carried_out, travel(disturbance.Disturbance(1.0, seed=4), 500))
+
+
+def test_pushes_are_as_frequent_as_said() -> None:
+    """A push of 4.5 steps on average follows (1 - p) / p quiet ones."""
+    disturbance = load("disturbance")
+    pushed = (travel(disturbance.Disturbance(0.03, seed=0), 40_000)[:, 2] != 0).mean()
+    assert pushed == pytest.approx(4.5 / (4.5 + 0.97 / 0.03), rel=0.06)
+    assert not (travel(disturbance.Disturbance(0.0, seed=0), 1000)[:, 2] != 0).any()
+
+
+def test_a_hand_that_waits_or_grasps_is_left_alone() -> None:
+    disturbance = load("disturbance").Disturbance(1.0, seed=0)
+    still = np.array([0.1, -0.1, 0, 0.4, 0, 0, -1], np.float32)
+    np.testing.assert_array_equal(disturbance.apply(still), still)
 
 
 def test_no_two_episodes_share_a_placement(record: ModuleType) -> None:
