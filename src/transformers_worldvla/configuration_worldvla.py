@@ -35,7 +35,7 @@ class WorldVLAConfig(ChameleonConfig):
         authors_world_classes (`tuple[int, int]`, *optional*): first and last class id that `authors` weighs with alpha.
             Defaults to the image codes shifted down by one, as in their code (3..8194 for the published ids).
         z_loss_weight (`float`, defaults to 1e-5): weight of the mean squared logsumexp over labelled tokens.
-        loss_chunk_size (`int`, defaults to 2048): labelled rows whose logits are held at once in training.
+        loss_chunk_size (`int`, defaults to 512): labelled rows whose logits are held at once in training.
         generator_version (`str`, *optional*): version of this library that wrote the checkpoint.
     """
 
@@ -53,7 +53,7 @@ class WorldVLAConfig(ChameleonConfig):
     world_loss_weight: float | int = 0.04
     authors_world_classes: list[int] | tuple[int, ...] | None = None
     z_loss_weight: float | int = 1e-5
-    loss_chunk_size: int = 2048
+    loss_chunk_size: int = 512
     generator_version: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -129,7 +129,7 @@ def test_cameras_of_other_names_are_found_before_the_model_is_asked(
         (["{checkpoint}", "--dataset-revision", "main"], "does nothing without --dataset"),
         (["{checkpoint}", "--revision", "main"], "belongs to Hub ids"),
         (["{checkpoint}", "--embodiment", "panda"], "unknown embodiment 'panda'"),
-        (["{checkpoint}", "--device", "abacus"], "--device abacus cannot be used here"),
+        (["{checkpoint}", "--device", "abacus"], "the device 'abacus' cannot be used here"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_code_2(

@@ -157,8 +157,8 @@ class Inputs:
         ({"output": "empty.csv"}, "--output empty.csv is a folder"),
         ({"output": "notes.txt/a.csv"}, "notes.txt is no folder that can be written to"),
         ({"temperature": 0.5}, "--temperature does nothing without --sample"),
-        ({"device": "warp"}, "--device warp cannot be used here: "),
-        ({"device": "cuda:99"}, "--device cuda:99 cannot be used here: "),
+        ({"device": "warp"}, "the device 'warp' cannot be used here: "),
+        ({"device": "cuda:99"}, "the device 'cuda:99' cannot be used here: "),
         ({"revision": "main"}, "--revision belongs to Hub ids"),
     ],
 )

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..benchmarking import measure
     from ..benchmarking.cases import build_model
     from ..benchmarking.vq import time_image_tokenizer
-    from .checkpoints import choose_device
+    from ..serving.loading import choose_device
 
     cases = cases_of(args)
     device = choose_device(args.device)

@@ -6,6 +6,7 @@ A folder is loaded with this installed code alone: no network, no code of the ch
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,14 @@ def add_device_argument(parser: Any) -> None:
     )
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--sample` and what goes with it; `sampling_options` reads them."""
+def add_sampling_arguments(parser: argparse.ArgumentParser, seed: bool = True) -> None:
+    """`--sample` and what goes with it, for `sampling_options`; without `--seed` for a command that has its own."""
     group = parser.add_argument_group("sampling")
     group.add_argument("--sample", action="store_true", help="draw tokens at random instead of the likeliest ones")
     group.add_argument("--temperature", type=positive_float, metavar="X", help="above 1 more random (1.0)")
     group.add_argument("--top-k", type=positive_int, metavar="N", help="draw among the N likeliest (all)")
-    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer (0)")
+    if seed:
+        group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer (0)")
 
 
 def positive_int(text: str) -> int:
@@ -108,75 +110,41 @@ def find_checkpoint(model: str | None, revision: str | None = None) -> Checkpoin
 
 def load_processor(checkpoint: Checkpoint) -> Any:
     """The processor of a checkpoint. Raises UserError when there is none of WorldVLA."""
-    from transformers import PreTrainedConfig
-
-    from ..configuration_worldvla import WorldVLAConfig
-    from ..processing_worldvla import WorldVLAProcessor
+    from ..serving import loading
 
     try:
-        whole = checkpoint.whole
-        config, _ = PreTrainedConfig.get_config_dict(whole.name, **whole.options)
-        if (found := config.get("model_type")) != WorldVLAConfig.model_type:
-            raise UserError(
-                f"{checkpoint.name} is a checkpoint of model type {found!r}, not {WorldVLAConfig.model_type!r}: "
-                "`worldvla convert` makes one of the authors' and of Chameleon's"
-            )
-        return WorldVLAProcessor.from_pretrained(checkpoint.name, **checkpoint.options)
+        return loading.load_processor(checkpoint.name, checkpoint.revision)
     except (OSError, TypeError, KeyError) as error:
         where = "cannot be loaded" if checkpoint.is_folder else "no such folder, and not to be had from the Hub"
         raise UserError(f"{checkpoint.name}: {where}: {one_line(error)}") from error
 
 
 def load_model(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") -> Any:
-    """The model of a checkpoint in evaluation mode. Raises UserError when weights are damaged or missing."""
-    from safetensors import SafetensorError
+    """The model of a checkpoint or adapter in evaluation mode. ValueError when weights are damaged or missing."""
+    from ..serving import loading
 
-    from ..modeling_worldvla import WorldVLAForCausalLM
-
-    target = choose_device(device)
-    try:
-        model, info = WorldVLAForCausalLM.from_pretrained(
-            checkpoint.name, dtype=dtype, output_loading_info=True, **checkpoint.options
-        )
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{checkpoint.name}: the weights cannot be loaded: {one_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{checkpoint.name}: the weights lack {missing[0]} ({len(missing)} missing in all)")
-    return model.to(target).eval()
+    return loading.load_model(checkpoint.name, checkpoint.revision, loading.choose_device(device), dtype)
 
 
-def choose_device(device: str) -> Any:
-    """The torch device of that name; "auto" is CUDA where there is some, else the CPU. UserError for one not here."""
-    import torch
-
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {device} cannot be used here: {reason}") from error
-    return chosen
+def sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `generate_actions` and `generate_frames`; none for the likeliest tokens. No generator."""
+    if not args.sample:
+        return {}
+    return {"do_sample": True, "temperature": args.temperature or 1.0, "top_k": args.top_k}
 
 
 def sampling_options(args: argparse.Namespace, device: Any) -> dict[str, Any]:
-    """Arguments of `generate_actions` and `generate_frames`."""
+    """`sampling`, with a generator that `--seed` starts."""
     import torch
 
     if not args.sample:
         return {}
-    return {
-        "do_sample": True,
-        "temperature": args.temperature or 1.0,
-        "top_k": args.top_k,
-        "generator": torch.Generator(device).manual_seed(args.seed or 0),
-    }
+    return {**sampling(args), "generator": torch.Generator(device).manual_seed(args.seed or 0)}
 
 
-def check_sampling(args: argparse.Namespace) -> None:
+def check_sampling(args: argparse.Namespace, names: Sequence[str] = ("temperature", "top_k", "seed")) -> None:
     """Raise UserError for an option that does nothing without `--sample`."""
-    for name in ("temperature", "top_k", "seed"):
+    for name in names:
         if getattr(args, name) is not None and not args.sample:
             raise UserError(f"--{name.replace('_', '-')} does nothing without --sample")
 

@@ -15,11 +15,13 @@ from .checkpoints import (
     DTYPES,
     Checkpoint,
     add_device_argument,
+    add_sampling_arguments,
+    check_sampling,
     find_checkpoint,
     load_model,
     load_processor,
-    positive_float,
     positive_int,
+    sampling,
 )
 from .errors import UserError
 
@@ -52,9 +54,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help=f"rows of every model call (1, on a GPU {GPU_BATCH_SIZE}); 1 where rows influence one another",
     )
-    group.add_argument("--sample", action="store_true", help="draw actions at random instead of the likeliest ones")
-    group.add_argument("--temperature", type=positive_float, metavar="X", help="above 1 more random (1.0)")
-    group.add_argument("--top-k", type=positive_int, metavar="N", help="draw among the N likeliest (all)")
+    add_sampling_arguments(parser, seed=False)
     videos = parser.add_argument_group("videos, drawn after an episode by carrying out its actions again")
     videos.add_argument("--videos", type=_natural, default=1, metavar="N", help="of failures, a task (%(default)s)")
     videos.add_argument("--success-videos", type=_natural, default=0, metavar="N", help="of successes (%(default)s)")
@@ -100,7 +100,7 @@ class Controller:
 
 def read_controller(args: argparse.Namespace) -> Controller:
     """What `--model` names. The model itself is loaded later, so that mistakes in other options show at once."""
-    check_sampling(args)
+    check_sampling(args, ("temperature", "top_k"))
     if args.model in SCRIPTED:
         unused = [name for name in ("revision", "embodiment", "num_actions", "batch_size") if getattr(args, name)]
         if unused or args.sample:
@@ -149,20 +149,6 @@ def load_planner(
         "device": model.device.type,
     }
     return planner, found
-
-
-def check_sampling(args: argparse.Namespace) -> None:
-    """Raise UserError for an option that does nothing without `--sample`."""
-    for name in ("temperature", "top_k"):
-        if getattr(args, name) is not None and not args.sample:
-            raise UserError(f"--{name.replace('_', '-')} does nothing without --sample")
-
-
-def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `generate_actions`; none for the likeliest actions."""
-    if not args.sample:
-        return {}
-    return {"do_sample": True, "temperature": args.temperature or 1.0, "top_k": args.top_k}
 
 
 def hash_checkpoint(checkpoint: Checkpoint) -> str:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoints import DTYPES, Checkpoint, add_device_argument, choose_device, find_checkpoint, positive_int
+from .checkpoints import DTYPES, Checkpoint, add_device_argument, find_checkpoint, positive_int
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from tqdm import tqdm
 
     from ..diagnosis import Patient, diagnose
+    from ..serving.loading import choose_device
     from .files import check_output_file
 
     if args.picture is not None and args.dataset is None:

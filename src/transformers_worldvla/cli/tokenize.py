@@ -12,7 +12,6 @@ from typing import Any
 
 from .checkpoints import (
     add_device_argument,
-    choose_device,
     find_checkpoint,
     load_processor,
     positive_int,
@@ -174,6 +173,8 @@ def _check_output(args: argparse.Namespace) -> Path | None:
 
 def _rank_device(device: str, world_size: int) -> Any:
     """The device of this process: under torchrun, each rank's own GPU."""
+    from ..serving.loading import choose_device
+
     chosen = choose_device(device)
     if chosen.type == "cuda" and chosen.index is None and world_size > 1:
         import torch

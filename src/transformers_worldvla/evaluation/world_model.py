@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from ..data.episodes import Episode
+from ..durable import append_line, write_whole
 from .metrics import psnr
 from .open_loop import Recording, read_recording, roll_out, rollout_candidates, rollout_starts
 from .open_loop_pictures import draw_rollout_gif
 from .perceptual import I3DFeatures, Lpips, fvd, fvd_name, ssim
-from .results import EPISODES_FILE, SETTINGS_FILE, append_line, write_whole
+from .results import EPISODES_FILE, SETTINGS_FILE
 
 CANDIDATES = ("model", "copy_last_frame", "reconstruction_ceiling")
 SUMMARY_FILE, FEATURES_FOLDER = "summary.json", "features"

@@ -31,7 +31,10 @@ def load_processor(source: str | Path, revision: str | None = None) -> Any:
     if not config:
         raise ValueError(f"{source} holds no checkpoint: config.json is missing")
     if (found := config.get("model_type")) != WorldVLAConfig.model_type:
-        raise ValueError(f"{source} is a checkpoint of model type {found!r}, not {WorldVLAConfig.model_type!r}")
+        raise ValueError(
+            f"{source} is a checkpoint of model type {found!r}, not {WorldVLAConfig.model_type!r}: "
+            "`worldvla convert` makes one of the authors' and of Chameleon's"
+        )
     return WorldVLAProcessor.from_pretrained(str(source), **_options(source, revision))
 
 
@@ -60,7 +63,7 @@ def load_model(
         model, info = WorldVLAForCausalLM.from_pretrained(
             str(source), dtype=dtype, output_loading_info=True, **_options(source, revision), **kwargs
         )
-    except (SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{source}: the weights cannot be loaded: {reason}") from error
     if missing := sorted(info["missing_keys"]):
