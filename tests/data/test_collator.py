@@ -256,3 +256,64 @@ def test_a_sample_that_the_processor_refuses_is_named(processor, mixed):
 def test_wrong_sizes(processor, fields, message):
     with pytest.raises(ValueError, match=message):
         WorldVLADataCollator(processor, **fields)
+
+
+# -------------------------------------------------------------------- codes that move
+
+
+def expected_weights(sample: dict[str, Any], weights: list[float], cameras: int, factor: float) -> list[float]:
+    """By brute force: code by code, the answer beside the pictures of the time step before."""
+    shown, targets = sample.get("image_tokens") or [], sample.get("target_image_tokens")
+    if targets is None:
+        return weights
+    pictures = [np.asarray(picture).ravel().tolist() for picture in [*shown, *targets]]
+    factors = []
+    for number in range(len(shown), len(pictures)):
+        before = pictures[number - cameras]
+        factors += [factor if code != old else 1.0 for code, old in zip(pictures[number], before, strict=True)]
+    return factors
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_codes_that_move_weigh_more(processor, packing):
+    """Every answer's picture codes, and nothing else; here half of the codes stand still."""
+    samples, rng = [], np.random.default_rng(1)
+    for robot in ROBOTS:
+        episodes = samples_of(processor, robot)
+        for episode in episodes.episodes:
+            for step in range(1, len(episode)):
+                still = rng.random(episode.frames[step].shape) < 0.5
+                episode.frames[step][still] = episode.frames[step - 1][still]
+        samples += [episodes[item] for item in range(len(episodes))]
+    samples = samples[:: max(1, len(samples) // 24)]
+    plain = segments(WorldVLADataCollator(processor)(samples))
+    weighed = segments(WorldVLADataCollator(processor, moved_weight=3.0, packing=packing)(samples))
+    by_ids = {tuple(each["input_ids"]): each["loss_weights"] for each in weighed}
+    moved, answered = 0, 0
+    for sample, each in zip(samples, plain, strict=True):
+        ids, labels, weights = (np.array(each[name]) for name in ("input_ids", "labels", "loss_weights"))
+        codes = np.isin(ids, processor.tokens.image_codes) & (labels != -100)
+        cameras = processor.get_embodiment(sample.get("embodiment")).num_cameras
+        wanted = weights.copy()
+        if codes.any():
+            wanted[codes] *= expected_weights(sample, [], cameras, 3.0)
+            moved, answered = moved + int((wanted != weights).sum()), answered + int(codes.sum())
+        assert by_ids[tuple(each["input_ids"])] == wanted.tolist()
+    assert 0.4 < moved / answered < 0.6
+
+
+def test_codes_that_move_need_tokens(processor):
+    collate = WorldVLADataCollator(processor, moved_weight=2.0)
+    with pytest.raises(ValueError, match=r"sample 0 of the batch \(here\) has pictures to predict"):
+        collate(
+            [
+                {
+                    "target_images": [np.zeros((32, 32, 3), np.uint8)],
+                    "images": [np.zeros((32, 32, 3), np.uint8)],
+                    "instruction": "x",
+                    "source": "here",
+                }
+            ]
+        )
+    with pytest.raises(ValueError, match="moved_weight is a number >= 0, not -1"):
+        WorldVLADataCollator(processor, moved_weight=-1)

@@ -53,6 +53,8 @@ class WorldVLADataCollator:
         pad_to_multiple_of: round row lengths up to a multiple, so that few shapes occur (for `torch.compile`).
         embodiment_ids: add the number of each token's embodiment in the order of the processor's, for metrics by
             embodiment (the model does not take it).
+        moved_weight: loss weight of an answer's picture codes that differ from the frame before, for samples of tokens.
+            From frame to frame few codes change: a small model that weighs all alike learns to copy.
 
     Returns on call:
         `input_ids`, `attention_mask`, `labels`, `loss_weights`, and where asked for `seq_idx` (a row's samples from 0)
@@ -70,20 +72,26 @@ class WorldVLADataCollator:
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         embodiment_ids: bool = False,
+        moved_weight: float = 1.0,
     ):
         for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is a number >= 1 or None, not {value}")
         if max_length is not None and max_length % (pad_to_multiple_of or 1):
             raise ValueError(f"max_length {max_length} is no multiple of pad_to_multiple_of {pad_to_multiple_of}")
+        if not 0 <= moved_weight < float("inf"):
+            raise ValueError(f"moved_weight is a number >= 0, not {moved_weight}")
         self.processor = processor
         self.packing = packing
         self.max_length = max_length
         self.pad_to_multiple_of = pad_to_multiple_of
         self.embodiment_ids = embodiment_ids
+        self.moved_weight = moved_weight
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self._process(samples)
+        if self.moved_weight != 1:
+            self._weigh_moved_codes(samples, batch)
         lengths = batch["attention_mask"].sum(axis=1).tolist()
         longest = max(range(len(samples)), key=lengths.__getitem__)
         if self.max_length is not None and lengths[longest] > self.max_length:
@@ -110,6 +118,22 @@ class WorldVLADataCollator:
                     message = str(own).removeprefix("sample 0: ")
                     raise ValueError(f"{_name(samples, index)}: {message}") from error
             raise
+
+    def _weigh_moved_codes(self, samples: Sequence[dict[str, Any]], batch: dict[str, Any]) -> None:
+        """Multiply the loss weights (samples, longest) of codes that are not those of the time step before."""
+        is_code = self.processor.tokens.are_image_codes(batch["input_ids"])
+        for row, sample in enumerate(samples):
+            if sample.get("target_images") is not None:
+                raise ValueError(f"{_name(samples, row)} has pictures to predict: moved_weight compares their tokens")
+            targets = sample.get("target_image_tokens")
+            if targets is None:
+                continue
+            places = is_code[row].nonzero()[0]
+            step = np.asarray(targets[0]).size * self.processor.get_embodiment(sample.get("embodiment")).num_cameras
+            answered = np.asarray(targets[0]).size * len(targets)
+            codes = batch["input_ids"][row, places]
+            moved = codes[-answered:] != codes[-answered - step : -step]
+            batch["loss_weights"][row, places[-answered:][moved]] *= self.moved_weight
 
     def _lay_out(
         self, samples: Sequence[dict[str, Any]], batch: dict[str, Any], lengths: list[int], rows: list[list[int]]
