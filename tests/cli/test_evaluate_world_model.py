@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from transformers_worldvla.data.cache import HEADER
+
 pytest.importorskip("torchmetrics")
 
 
@@ -48,9 +50,29 @@ def test_a_split_is_that_of_tokenize(
     assert result.code == 2 and "no episode" in result.err and not (tmp_path / "b").exists()
 
 
+def test_a_split_is_that_of_a_cache(
+    worldvla: Callable[..., Any], robot_checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    made = worldvla("tokenize", dataset, "--model", robot_checkpoint, "--output", cache, "--split", "none")
+    assert made.code == 0, made.err
+    result = worldvla(
+        *command(robot_checkpoint, dataset, tmp_path / "a", "--cache", cache, "--split", "train", "--json")
+    )
+    assert result.code == 0 and result.document["episodes_measured"] == [0]
+
+    header = json.loads((cache / HEADER).read_text())
+    header["dataset"]["fingerprint"] = "another"
+    (cache / HEADER).write_text(json.dumps(header))
+    result = worldvla(*command(robot_checkpoint, dataset, tmp_path / "b", "--cache", cache, "--split", "train"))
+    assert result.code == 2 and "was not made from" in result.err
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
+        (("--cache", "c"), "--cache does nothing without --split"),
+        (("--cache", "c", "--split", "train"), "c holds no cache"),
         (("--index", 3), "has the episodes 0 to 0"),
         (("--index", 0, "--split", "train"), "exclude each other"),
         (("--horizons", 99), "the longest has 14 steps"),

@@ -11,8 +11,8 @@ _EPILOG = """\
 examples:
   # the bundled checkpoint on its bundled episode, which it has not seen
   worldvla evaluate world-model --output runs/world-model
-  # a checkpoint on the validation split of a dataset, as `worldvla tokenize` splits it
-  worldvla evaluate world-model --model my-checkpoint --episodes my-dataset --split val_ind --output runs/mine
+  # a checkpoint on the validation episodes of the cache that it was trained on
+  worldvla evaluate world-model --model my-run --episodes my-dataset --cache my-cache --split val_ind --output runs/mine
   # some episodes, 10 frames, image tokens fed back instead of pictures, networks of LPIPS and FVD from a folder
   worldvla evaluate world-model --model M --episodes DATA --index 3 7 12 --horizons 10 --feedback tokens \\
       --weights metric-weights --output runs/tokens
@@ -40,6 +40,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--split-rule", choices=("seeded", "authors"), default="seeded", help="how `tokenize` split them (%(default)s)"
     )
     group.add_argument("--split-seed", type=int, default=0, metavar="N", help="of the seeded rule (%(default)s)")
+    group.add_argument("--cache", metavar="DIR", help="or the split that this frame-token cache was made with")
     group.add_argument("--embodiment", metavar="E", help="whose actions, where the checkpoint has several")
     group = parser.add_argument_group("protocol")
     group.add_argument(
@@ -116,16 +117,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def choose_episodes(args: argparse.Namespace, dataset: Any) -> list[int]:
     """Positions of the episodes that were asked for. Raises UserError when there is none, or no such episode."""
+    from ..data.cache import read_header
     from ..data.splits import name_trajectories, split_trajectories
 
     if args.split is None:
+        if args.cache is not None:
+            raise UserError("--cache does nothing without --split")
         chosen = list(range(len(dataset))) if args.index is None else sorted(set(args.index))
         if not all(0 <= position < len(dataset) for position in chosen):
             raise UserError(f"--index: {dataset.source} has the episodes 0 to {len(dataset) - 1}")
         return chosen
     if args.index is not None:
         raise UserError("--index and --split exclude each other")
-    splits = split_trajectories(name_trajectories(dataset), rule=args.split_rule, seed=args.split_seed)
+    if args.cache is None:
+        splits = split_trajectories(name_trajectories(dataset), rule=args.split_rule, seed=args.split_seed)
+    else:
+        header = read_header(Path(args.cache).expanduser())
+        if header["dataset"]["fingerprint"] != dataset.fingerprint:
+            raise UserError(f"--cache {args.cache} was not made from {dataset.source}")
+        splits = header["split"]["episodes"]
     if not splits[args.split]:
         raise UserError(f"--split {args.split}: no episode of {dataset.source} belongs to it")
     return splits[args.split]
