@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -99,12 +98,13 @@ def record(turns: list[Turn], processes: int) -> int:
     recorded = 0
     with (
         tqdm(total=wanted, desc="episodes", smoothing=0) as bar,
-        # a process ends after a few turns and gives the memory of its simulators back
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn"), max_tasks_per_child=4) as pool,
+        # a process ends after a few turns and gives the memory of its simulators back; that is what hangs a
+        # ProcessPoolExecutor (python/cpython#115634)
+        get_context("spawn").Pool(processes, maxtasksperchild=4) as pool,
     ):
-        for done in as_completed([pool.submit(take_turn, turn) for turn in turns]):
-            recorded += done.result()
-            bar.update(done.result())
+        for done in pool.imap_unordered(take_turn, turns):
+            recorded += done
+            bar.update(done)
     return wanted - recorded
 
 
