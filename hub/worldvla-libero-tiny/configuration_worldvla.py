@@ -21,22 +21,22 @@ class WorldVLAConfig(ChameleonConfig):
     """Chameleon decoder, image tokenizer and the fields of the action world model.
 
     Args:
-        vocabulary_map (`dict[str, int]`, *optional*): names and ids of the shared vocabulary; every special id is
+        vocabulary_map: names and ids of the shared vocabulary; every special id is
             looked up in it by name. Defaults to the published ids.
-        action_attention (`str`, defaults to `"independent"`): `independent` hides the answer's action blocks from one
+        action_attention: `independent` hides the answer's action blocks from one
             another (paper Figure 3b, authors' `generate_att_mask_3`); `causal` is the ordinary mask (Figure 3a).
-        action_dim (`int`, *optional*): D of the default embodiment, used when `generate_actions` is given none.
-        num_cameras (`int`, defaults to 1): pictures a time step (C), used for video prediction; a world prompt shows
+        action_dim: D of the default embodiment, used when `generate_actions` is given none.
+        num_cameras: pictures a time step (C), used for video prediction; a world prompt shows
             its C.
-        dropout (`float`, defaults to 0.05): residual dropout in training (authors' `modeling_chameleon.py`).
-        loss_reduction (`str`, defaults to `"paper"`): `paper` is L_action + alpha L_world with a mean each (equation
+        dropout: residual dropout in training (authors' `modeling_chameleon.py`).
+        loss_reduction: `paper` is L_action + alpha L_world with a mean each (equation
             4); `authors` is one class-weighted mean over all labelled tokens (their released training code).
-        world_loss_weight (`float`, defaults to 0.04): alpha.
-        authors_world_classes (`tuple[int, int]`, *optional*): first and last class id that `authors` weighs with alpha.
+        world_loss_weight: alpha.
+        authors_world_classes: first and last class id that `authors` weighs with alpha.
             Defaults to the image codes shifted down by one, as in their code (3..8194 for the published ids).
-        z_loss_weight (`float`, defaults to 1e-5): weight of the mean squared logsumexp over labelled tokens.
-        loss_chunk_size (`int`, defaults to 512): labelled rows whose logits are held at once in training.
-        generator_version (`str`, *optional*): version of this library that wrote the checkpoint.
+        z_loss_weight: weight of the mean squared logsumexp over labelled tokens.
+        loss_chunk_size: labelled rows whose logits are held at once in training.
+        generator_version: version of this library that wrote the checkpoint.
     """
 
     model_type = "worldvla"

@@ -132,7 +132,7 @@ class WorldVLAImageProcessor(BaseImageProcessor):
     """Crop and scale pictures as the authors do, without their random offset; the reverse is `postprocess`.
 
     Args:
-        target_size (`int`, defaults to 512): pixels along the side of a square picture, a multiple of 32. A picture
+        target_size: pixels along the side of a square picture, a multiple of 32. A picture
             that is not square gets the candidate size of about the same area that fits its aspect ratio best.
     """
 

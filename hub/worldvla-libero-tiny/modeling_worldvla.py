@@ -366,7 +366,8 @@ class WorldVLAForCausalLM(
                 are returned: they are computed at labelled positions only, a chunk at a time.
             action_weight_sum, world_weight_sum, class_weight_sum, label_count: denominators of the loss over all ranks
                 and accumulation steps (see `loss_worldvla.LossDenominators`); those of this batch by default.
-            Others as in `WorldVLAModel.forward`.
+
+        The other arguments are those of `WorldVLAModel.forward`.
         """
         if pixel_values is not None and input_ids is not None:
             discrete = self.discretize(input_ids, pixel_values, labels)

@@ -49,17 +49,17 @@ class WorldVLAProcessor(ProcessorMixin):
     """Processor of WorldVLA: image processor, tokenizer, embodiments and prompts.
 
     Args:
-        image_processor (`WorldVLAImageProcessor`): crops and scales pictures.
-        tokenizer (`PreTrainedTokenizerBase`): its vocabulary names every token of the grammar.
-        embodiments (`dict[str, dict]`, *optional*): name -> fields of `Embodiment` (objects are accepted too).
-        default_embodiment (`str`, *optional*): used when a call names none; one embodiment needs no default.
-        prompts (`dict[str, str]`, *optional*): templates for `action`, `world`, `video`; the world prompt may be
+        image_processor: crops and scales pictures.
+        tokenizer: its vocabulary names every token of the grammar.
+        embodiments: name -> fields of `Embodiment` (objects are accepted too).
+        default_embodiment: used when a call names none; one embodiment needs no default.
+        prompts: templates for `action`, `world`, `video`; the world prompt may be
             `training` (default), `evaluation` or `paper`, the three strings of the authors. Saved as the strings
             themselves.
-        instruction_style (`str`, defaults to `"as_given"`): `task_name` or `task_language` take a LIBERO task's file
+        instruction_style: `task_name` or `task_language` take a LIBERO task's file
             name and spell it as the authors' training data or as their evaluation does; see `spell_instruction`.
-        num_actions (`int`, defaults to 5): actions a chunk (K) that the checkpoint was trained to answer.
-        history (`int`, defaults to 2): time steps an action prompt shows at most.
+        num_actions: actions a chunk (K) that the checkpoint was trained to answer.
+        history: time steps an action prompt shows at most.
     """
 
     def __init__(

@@ -73,7 +73,7 @@ class Embodiment:
         action_names, units: one a dimension, or empty.
         semantics: `delta` (added to the present pose) or `absolute`.
         gripper: `{"index": dimension, "open": value, "close": value}`, or None. The codec treats it like every
-        dimension.
+            dimension.
         rotation: degrees by which the *raw* camera picture must be turned; whoever owns raw frames does that once.
         control_hz: actions a second.
         cameras: names of the C pictures of a time step, in the order of the sequence.

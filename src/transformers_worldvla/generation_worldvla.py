@@ -177,7 +177,7 @@ class WorldVLAGenerationMixin:
     ) -> torch.LongTensor | WorldVLAGenerateOutput:
         """Answer a world-model or video prompt with whole image blocks, as large as the prompt's last images.
 
-        Returns token ids (batch, num_frames x cameras, block length), each block from <boi> to <eoi>.
+        Returns token ids (batch, num_frames x cameras, block length), each block from `<boi>` to `<eoi>`.
 
         `draft="previous"` proposes the codes of the newest frame, a tensor of the answer's shape those of its own, and
         up to `draft_window` of them are verified a forward: the greedy answer and the distribution of sampled ones stay

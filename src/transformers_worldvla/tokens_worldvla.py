@@ -223,7 +223,7 @@ class WorldVLATokens:
     def sequence(
         self, text: Sequence[int], prompt: Iterable[list[int]], answer: Iterable[list[int]] | None = None
     ) -> TokenSequence:
-        """<s> text prompt-blocks <sep> [answer-blocks <sep>]; the answer with its separator is labelled.
+        """`<s> text prompt-blocks <sep> [answer-blocks <sep>]`; the answer with its separator is labelled.
 
         Raises ValueError when the text holds a token of this grammar, which would break the structure.
         """
