@@ -1,11 +1,11 @@
-"""Stage 4: the held-out episodes, open loop: what a checkpoint predicts beside what the expert did.
+"""Stage 5: the held-out episodes, open loop: what a checkpoint predicts beside what the expert did.
 
     python check.py --dataset data/meta_world --cache data/tokens --checkpoint runs/sawyer [--pictures pictures.png]
 
 `--checkpoint` is the folder of an adapter or of a merged checkpoint: `from_pretrained` opens both. Printed are mean
 absolute errors of action chunks, in the robot's units: of the checkpoint; for an adapter also of its base, which has
-never seen the robot; of always answering the mean action, and of going on with the last one. And how well the image
-tokenizer, which no fine-tuning changes, draws this robot's pictures.
+never acted with the robot; of always answering the mean action, and of going on with the last one. The same of the
+last step of a chunk alone, and how well the image tokenizer draws this robot's pictures.
 """
 
 import argparse
@@ -50,6 +50,7 @@ def main() -> None:
 
     summary = measure(model, processor, recordings, action_mean, args.stride)
     errors = {name: each["total"] for name, each in summary["l1"].items()}
+    last_step = {name: each["per_step"][-1] for name, each in summary["l1"].items()}
     if (args.checkpoint / "adapter_config.json").exists():
         model.disable_adapters()
         errors["base"] = measure(model, processor, recordings, action_mean, args.stride)["l1"]["model"]["total"]
@@ -60,6 +61,7 @@ def main() -> None:
         "episodes": len(recordings),
         "chunks": summary["chunks"],
         "action_l1": errors,
+        "action_l1_of_last_step": last_step,
         "reconstruction_psnr": psnr(drawn, pictures).mean().item(),
     }
     print(json.dumps(report, indent=2))

@@ -1,6 +1,6 @@
 """Stage 1: demonstrations of Meta-World's scripted experts, written as a LeRobot v3.0 dataset.
 
-    python record.py --output data/meta_world [--tasks reach-v3 drawer-close-v3] [--episodes 12]
+    python record.py --output data/meta_world [--tasks window-open-v3 drawer-close-v3] [--episodes 40]
 
 A new robot needs exactly this: pictures as the model is to see them, the actions that were done, and a text. Here it is
 Meta-World's Sawyer arm with 4 action dimensions, which move the hand and close the gripper. Only successes are kept.
@@ -18,20 +18,20 @@ from tqdm import tqdm
 from transformers_worldvla.data.lerobot_writer import LeRobotWriter
 from transformers_worldvla.evaluation.gym_env import META_WORLD, GymBenchmark, GymSpec, meta_world_instruction
 
-TASKS = ("button-press-topdown-v3", "drawer-close-v3", "reach-v3")
+TASKS = ("button-press-topdown-v3", "door-close-v3", "drawer-close-v3")
 # What `worldvla evaluate gym --env Meta-World/MT1 --fast-render` draws: a policy must see what it was trained on.
 CAMERA, SIDE, ROTATION = "corner2", 256, 180  # this camera stands on its head
 FPS = 80  # of Meta-World's control
 MAX_STEPS = 150  # its experts need 40 to 90
 STEPS_AFTER_SUCCESS = 10  # so that a whole chunk of actions still follows the last steps before it
-LONGEST_PUSH = 15
+LONGEST_LEAD, LONGEST_PUSH = 40, 15
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK", help="names of Meta-World (%(default)s)")
-    parser.add_argument("--episodes", type=int, default=12, help="a task (%(default)s)")
+    parser.add_argument("--episodes", type=int, default=40, help="a task (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of where things stand (%(default)s)")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count(), help="simulators beside each other (all cores)"
@@ -57,15 +57,21 @@ def record_success(task: str, seed: list[int]) -> tuple[np.ndarray, np.ndarray]:
     for attempt in range(10):
         rng = np.random.default_rng([*seed, attempt])
         env.start(trial=0, seed=int(rng.integers(2**31)))
-        push_away(env, rng)
+        begin_elsewhere(env, rng)
         if recorded := record_episode(env):
             env.close()
             return recorded
     raise RuntimeError(f"the expert of {task} failed ten times in a row")
 
 
-def push_away(env: GymBenchmark, rng: np.random.Generator) -> None:
-    """Move the hand somewhere else, unrecorded: always starting from one place, a model learns one path by heart."""
+def begin_elsewhere(env: GymBenchmark, rng: np.random.Generator) -> None:
+    """Unrecorded steps: in every other episode some way with the expert, then up to 15 cm in any direction.
+
+    Whoever has only seen the expert's own path does not know the way back to it.
+    """
+    expert, lead = env.expert(), rng.integers(2) * rng.integers(LONGEST_LEAD + 1)
+    for _ in range(lead):
+        env.step(expert())
     direction = rng.uniform(-1, 1, 3)
     for _ in range(rng.integers(LONGEST_PUSH + 1)):
         env.step(np.append(direction, 0.0))

@@ -1,6 +1,6 @@
-"""Stage 3: compare the checkpoint with the held-out episodes, open loop.
+"""Stage 5: compare the checkpoint with the held-out episodes, open loop.
 
-    python evaluate.py --dataset DIR_OR_REPO --checkpoint runs/tiny/checkpoint [--stride 2] [--output result.json]
+    python evaluate.py --dataset DIR_OR_REPO --checkpoint runs/tiny/run [--stride 2] [--output result.json]
 
 Prints action L1 against the mean action of the training set and against repeating the last action, next-frame PSNR
 against the reconstruction ceiling of the image tokenizer and against copying the last frame, and PSNR over a rollout.

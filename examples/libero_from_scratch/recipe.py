@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -15,10 +14,11 @@ from transformers_worldvla import (
     WorldVLAVQVAEConfig,
     __version__,
 )
-from transformers_worldvla.data import Episode, load_episodes
+from transformers_worldvla.data import Episode, load_episodes, name_trajectories, split_trajectories
 from transformers_worldvla.tokens_worldvla import special_token_names
 
 CAMERA = "image"
+VAL_SHARE = 0.05  # of the episodes of every task
 TARGET_SIZE = 128
 NUM_ACTIONS = 10
 MAX_GRID = 16  # pictures of up to 512 pixels a side have a grid token
@@ -42,28 +42,12 @@ LM_CONFIG = {
 }
 
 
-def split_episodes(episodes: Sequence[Episode]) -> tuple[list[Episode], list[Episode]]:
-    """(train, held out): the last episode of every task is held out."""
-    last = {episode.instruction: episode.index for episode in episodes}
-    held = set(last.values())
-    train = [episode for episode in episodes if episode.index not in held]
-    return train, [episode for episode in episodes if episode.index in held]
-
-
 def read_split(dataset: str) -> tuple[list[Episode], list[Episode]]:
-    """The two halves of the dataset (a folder or a Hub id)."""
-    return split_episodes(load_episodes(dataset, cameras=[CAMERA]))
-
-
-def read_pictures(episodes: Sequence[Episode]) -> np.ndarray:
-    """Every frame as the image processor crops it: (n, TARGET_SIZE, TARGET_SIZE, 3) uint8."""
-    image_processor = WorldVLAImageProcessor(target_size=TARGET_SIZE)
-    pictures = []
-    for episode in episodes:
-        for frame in episode.frames(CAMERA):
-            pixels = image_processor.pixels(Image.fromarray(frame))  # (3, H, W) in [-1, 1]
-            pictures.append(np.rint((pixels.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8))
-    return np.stack(pictures)
+    """(train, held out) of a dataset (a folder or a Hub id): the same episodes as in `worldvla tokenize` below."""
+    episodes = load_episodes(dataset, cameras=[CAMERA])
+    split = split_trajectories(name_trajectories(episodes), val_share=VAL_SHARE, ood_share=0.0)
+    train, held_out = ([episodes[position] for position in split[name]] for name in ("train", "val_ind"))
+    return train, held_out
 
 
 def make_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -98,7 +82,6 @@ def make_processor(episodes: Sequence[Episode]) -> WorldVLAProcessor:
         "control_hz": 20,
         "cameras": [CAMERA],
         "raw_cameras": ["agentview"],
-        "dataset": "84 scripted expert episodes of LIBERO-Goal (tasks 0-2 and 4-9)",
     }
     processor = WorldVLAProcessor(
         image_processor=WorldVLAImageProcessor(target_size=TARGET_SIZE),

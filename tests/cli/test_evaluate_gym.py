@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Result
+from PIL import Image
 from small_checkpoint import write_checkpoint
 
 from transformers_worldvla.action_tokenization_worldvla import Embodiment
@@ -29,6 +30,7 @@ SAWYER = Embodiment("sawyer", low=(-1.0,) * 4, high=(1.0,) * 4, rotation=180)
         (("--env", "NoSuch-v0", "--instruction", "go"), "NoSuch"),
         (("--env", "Pendulum-v1", "--instruction", "go", "--option", "g"), "--option g: give NAME=VALUE"),
         (("--env", "Meta-World/MT1", "--tasks", "reach-v3"), "takes actions of shape (4,)"),
+        (("--env", "Meta-World/MT1", "--option", "camera_name=corner"), "with Meta-World say it by --camera"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -54,3 +56,14 @@ def test_the_expert_and_a_model(worldvla: Any, tmp_path: Path) -> None:
     assert (row["suite"], row["instruction"], row["steps"]) == ("Meta-World/MT1", "reach", 6)
     assert row["success"] is not None and row["versions"]["metaworld"]
     assert (tmp_path / "model" / "views" / f"Meta-World_MT1_{row['task']}.png").is_file()
+
+
+def test_options_reach_meta_world(worldvla: Any, tmp_path: Path) -> None:
+    options = ("--option", "width=96", "--option", "height=80", "--max-steps", "2", "--video-format", "gif", "--json")
+    tasks = ("--tasks", "reach-v3", "--trials", "1", "--fast-render", "--workers", "1")
+    result: Result = worldvla(*META_WORLD, *tasks, *options, "--model", "noop", "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert result.document["settings"]["options"] == {"width": 96, "height": 80, "camera_name": "corner2"}
+    (video,) = result.document["videos"]
+    with Image.open(video) as picture:
+        assert picture.width == 96, "and a line of text above it"

@@ -16,6 +16,7 @@ import pytest
 from small_checkpoint import LIBERO, NUM_ACTIONS, write_episode
 from transformers import AutoModelForCausalLM, AutoProcessor
 
+from transformers_worldvla import WorldVLAConfig
 from transformers_worldvla.cli.main import build_parser
 
 FAST = ("--batch-size", 2, "--log-every", 1, "--cpu")
@@ -56,6 +57,19 @@ def test_dry_run_says_what_would_happen(worldvla: Callable[..., Any], cache: Pat
     assert document["memory"]["total"] == sum(v for k, v in document["memory"].items() if k != "total")
     labelled = [line for line in document["sample"] if line.startswith("*")]
     assert labelled[-1].startswith("* separator") and not any("text" in line for line in labelled)
+
+
+def test_dry_run_counts_the_embeddings_that_an_adapter_trains(
+    worldvla: Callable[..., Any], cache: Path, robot_checkpoint: Path
+) -> None:
+    arguments = ("train", "--dataset", cache, "--model", robot_checkpoint, "--dry-run", "--json")
+    config = WorldVLAConfig.from_pretrained(robot_checkpoint)
+    few, many = (
+        worldvla(*arguments, *kinds).document["parameters"]["trained"]
+        for kinds in ((), ("--lora-tokens", "action", "image"))
+    )
+    # a row of every code in embedding and head, and of the few tokens that frame a picture
+    assert many - few > 2 * config.vq_config.num_embeddings * config.hidden_size
 
 
 def test_dry_run_of_a_raw_dataset_encodes_nothing(

@@ -94,6 +94,21 @@ def test_the_seeded_rule_leaves_every_task_an_episode_to_train_on():
     assert [len(few[name]) for name in SPLITS] == [3, 1, 0]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_every_task_gives_its_share_to_the_seeded_validation(seed):
+    counts = [40, 40, 40]
+    found = trajectories(counts)
+    tasks = [task for task, _ in names_of(found, split_trajectories(found, val_share=0.15, seed=seed)["val_ind"])]
+    assert sorted(tasks) == ["task_a"] * 6 + ["task_b"] * 6 + ["task_c"] * 6
+    counts = [50, 30, 12, 7, 1]
+    found = trajectories(counts)
+    splits = split_trajectories(found, val_share=0.2, ood_share=0.0, seed=seed)
+    tasks = [task for task, _ in names_of(found, splits["val_ind"])]
+    given = [tasks.count(f"task_{letter}") for letter in "abcde"]
+    assert sum(given) == 20 and all(abs(number - 0.2 * count) < 1 for number, count in zip(given, counts, strict=True))
+    assert given[4] == 0, "its only episode is for training"
+
+
 def test_libero_files_and_the_authors_folders_name_themselves(libero, tmp_path):
     demo = name_trajectories(load_episodes(libero / "libero_hdf5"))[0]
     assert (demo.task, demo.name) == ("put_the_wine_bottle_on_the_rack", "trj_0")

@@ -5,7 +5,7 @@ from math import sqrt
 
 import pytest
 
-from transformers_worldvla.evaluation.statistics import mcnemar_exact, wilson_interval
+from transformers_worldvla.evaluation.statistics import mcnemar_exact, newcombe_interval, wilson_interval
 
 COUNTS = [(0, 1), (1, 1), (0, 10), (3, 10), (5, 10), (10, 10), (17, 20), (137, 200), (499, 500)]
 
@@ -36,6 +36,27 @@ def test_wilson_at_the_ends() -> None:
 def test_wilson_refuses_impossible_counts(arguments: tuple[int, int]) -> None:
     with pytest.raises(ValueError):
         wilson_interval(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "expected"),
+    [  # R. G. Newcombe, Statistics in Medicine 17 (1998), table II, method 10
+        ((48, 56), (80, 70), (0.0524, 0.3339)),
+        ((3, 9), (10, 10), (0.1705, 0.8090)),
+        ((2, 6), (7, 7), (0.0582, 0.8062)),
+        ((0, 5), (29, 56), (-0.0381, 0.1926)),
+        ((0, 10), (10, 10), (0.6075, 1.0)),
+    ],
+)
+def test_newcombe_is_the_papers(
+    successes: tuple[int, int], trials: tuple[int, int], expected: tuple[float, float]
+) -> None:
+    assert newcombe_interval(successes, trials) == pytest.approx(expected, abs=5e-5)
+
+
+def test_newcombe_without_an_episode_excludes_nothing() -> None:
+    low, high = newcombe_interval((0, 0), (0, 0))
+    assert low <= 0 <= high
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 1), (1, 5), (5, 1), (3, 3), (4, 12), (40, 61)])

@@ -74,6 +74,16 @@ def test_a_head_that_never_drew_also_learns_to(processor: Any) -> None:
     assert len(rows[0]) == 258 + len(tokens.image_codes) + len(tokens.grids) + 3
 
 
+def test_learns_the_codes_of_another_image_tokenizer_where_asked(processor: Any) -> None:
+    model = small_model(processor)
+    tokens = model.tokens
+    adapted = add_lora(model, rank=4, token_kinds=["action", "image"])
+    rows = [p for name, p in adapted.named_parameters() if "trainable_tokens_delta" in name]
+    assert [len(each) for each in rows] == [258 + len(tokens.image_codes) + len(tokens.grids) + 3] * 2
+    with pytest.raises(ValueError, match="kinds of trainable tokens are action, image, not 'text'"):
+        add_lora(small_model(processor), token_kinds=["text"])
+
+
 def test_opens_in_a_process_without_this_package(
     trained: tuple[Path, Any], fresh_process: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -116,6 +126,15 @@ def test_refuses_another_base(trained: tuple[Path, Any], tmp_path: Path) -> None
     with pytest.raises(ValueError, match="is not the base that .* was trained on"):
         merge_adapter(folder, tmp_path / "merged", base=str(tmp_path / "other"))
     assert not (tmp_path / "merged").exists()
+
+
+def test_refuses_its_base_with_another_codebook(base: Path, trained: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = trained
+    model = WorldVLAForCausalLM.from_pretrained(base)
+    model.model.vqmodel.quantize.embedding.weight.data *= 1.1
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="is not the base that .* was trained on"):
+        open_adapter(folder, str(tmp_path / "other"))
 
 
 def test_leaves_nothing_of_a_merge_that_fails(trained: tuple[Path, Any], tmp_path: Path) -> None:

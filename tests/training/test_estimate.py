@@ -59,14 +59,15 @@ def test_estimates_what_a_step_holds(
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_counts_the_weights_of_a_real_model(tied: bool) -> None:
+@pytest.mark.parametrize("kinds", [["action"], ["action", "image"]])
+def test_counts_the_weights_of_a_real_model(tied: bool, kinds: list[str]) -> None:
     config = tiny_config(tie_word_embeddings=tied)
     model = WorldVLAForCausalLM(config)
     decoder = sum(p.numel() for name, p in model.named_parameters() if "vqmodel" not in name)
     full = count_parameters(config, RECIPES["full"])
     assert full.linears + full.others == full.trained == decoder
-    adapted = add_lora(model, rank=3)
-    lora = count_parameters(config, RECIPES["lora"], lora_rank=3)
+    adapted = add_lora(model, rank=3, token_kinds=kinds)
+    lora = count_parameters(config, RECIPES["lora"], lora_rank=3, lora_tokens=kinds)
     assert lora.trained == lora.adapter == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 

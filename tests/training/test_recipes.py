@@ -36,6 +36,12 @@ def test_the_authors_numbers(tmp_path: Path) -> None:
     assert arguments.gradient_accumulation_steps == 32, "256 samples a step on one device, as on their 32"
 
 
+def test_a_schedule_of_ones_own(tmp_path: Path) -> None:
+    schedules = {name: arguments_of(tmp_path, "lora", 80, schedule=name) for name in (None, "constant", "cosine")}
+    found = {name: str(arguments.lr_scheduler_type.value) for name, arguments in schedules.items()}
+    assert found == {None: "constant_with_warmup", "constant": "constant_with_warmup", "cosine": "cosine"}
+
+
 def test_the_authors_schedule_and_decay(processor: Any, make_trainer: Callable[..., WorldVLATrainer]) -> None:
     recipe = RECIPES["authors"]
     arguments = {**recipe.arguments, "gradient_checkpointing": False, "warmup_steps": 4}

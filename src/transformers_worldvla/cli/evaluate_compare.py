@@ -1,7 +1,7 @@
 """`worldvla evaluate compare`: is one result better than another, episode by episode?"""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from .errors import UserError
@@ -31,26 +31,23 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from ..evaluation.results import episode_key, format_rate, read_episodes
+    from ..evaluation.results import compare_pairs, format_rate, pair_episodes, read_episodes
 
-    first, second = ({episode_key(row): row for row in read_episodes(path)} for path in (args.first, args.second))
-    shared = sorted(first.keys() & second.keys())
-    for key in shared:
-        if first[key]["episode_seed"] != second[key]["episode_seed"]:
-            raise UserError(f"{args.first} and {args.second} were run with different --seed: they have no pairs")
-    ended = [key for key in shared if first[key]["success"] is not None and second[key]["success"] is not None]
-    if not ended:
+    first, second = read_episodes(args.first), read_episodes(args.second)
+    try:
+        pairs = pair_episodes(first, second)
+    except ValueError as error:
+        raise UserError(f"{args.first} and {args.second}: {error}") from error
+    if not pairs:
         raise UserError(f"{args.first} and {args.second} have no episode in common that ended in both")
     document: dict[str, Any] = {
         "first": args.first,
         "second": args.second,
-        "unpaired": [len(first) - len(ended), len(second) - len(ended)],
-        **_compare([first[key] for key in ended], [second[key] for key in ended]),
+        "unpaired": [len(first) - len(pairs), len(second) - len(pairs)],
+        **compare_pairs(pairs),
         "suites": {
-            suite: _compare(
-                [first[key] for key in ended if key[0] == suite], [second[key] for key in ended if key[0] == suite]
-            )
-            for suite in sorted({key[0] for key in ended})
+            suite: compare_pairs([pair for pair in pairs if pair[0]["suite"] == suite])
+            for suite in sorted({row["suite"] for row, _ in pairs})
         },
     }
     print(f"A {args.first}: {format_rate(document['rates'][0])}")
@@ -62,25 +59,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if any(document["unpaired"]):
         print(f"left out, without a partner that ended: {document['unpaired'][0]} of A, {document['unpaired'][1]} of B")
     return document
-
-
-def _compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Counts and p value of paired rows, all of which ended."""
-    from ..evaluation.results import rate
-    from ..evaluation.statistics import mcnemar_exact
-
-    pairs = [(a["success"], b["success"]) for a, b in zip(first, second, strict=True)]
-    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-    return {
-        "pairs": len(pairs),
-        "rates": [rate(first), rate(second)],
-        "difference": (only_second - only_first) / len(pairs),
-        "both": pairs.count((True, True)),
-        "only_first": only_first,
-        "only_second": only_second,
-        "neither": pairs.count((False, False)),
-        "p_value": mcnemar_exact(only_first, only_second),
-    }
 
 
 def _describe(name: str, numbers: Mapping[str, Any]) -> str:

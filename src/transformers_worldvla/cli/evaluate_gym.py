@@ -19,11 +19,12 @@ examples:
       --option width=256 --option height=256
 
 Meta-World's instruction is made of the task's name (`button-press-topdown-v3`: "button press topdown"), its
-pictures come from --camera (corner2). Cameras corner, corner2, ... stand on their heads there: a checkpoint's
-embodiment says by `rotation` what was done about it in training. --fast-render leaves out shadows, reflections and
-anti-aliasing.
+pictures of 256 x 256 pixels (--option width=..., height=...) come from --camera (corner2). Cameras corner, corner2, ...
+stand on their heads there: a checkpoint's embodiment says by `rotation` what was done about it in training.
+--fast-render leaves out shadows, reflections and anti-aliasing.
 """
 _SIDE = 256
+_OWN_OPTIONS = {"env_name": "--tasks", "camera_name": "--camera", "seed": "--seed"}  # of Meta-World's `make`
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -59,11 +60,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_output_folder(output)
     trials = parse_trials(args.trials)
     options = _read_options(args.option)
+    if args.env.startswith("Meta-World/"):
+        for name in _OWN_OPTIONS.keys() & options.keys():
+            raise UserError(f"--option {name}=...: with Meta-World say it by {_OWN_OPTIONS[name]}")
     controller = read_controller(args)
     rotation = _rotation(args, controller.robot)
     tasks = _tasks(args)
     specs = {
-        number: GymSpec(args.env, text, rotation, tuple(sorted({**options, **own}.items())), args.fast_render)
+        number: GymSpec(args.env, text, rotation, tuple(sorted({**own, **options}.items())), args.fast_render)
         for number, text, own in tasks
     }
     first = make(next(iter(specs.values())), episode_seed(args.seed, args.env, tasks[0][0], trials[0]))

@@ -75,6 +75,13 @@ def _add_sample_arguments(group: Any) -> None:
     group.add_argument(
         "--history-dropout", type=_share, default=0.0, metavar="X", help="share that sees one time step (%(default)s)"
     )
+    group.add_argument(
+        "--moved-weight",
+        type=positive_float,
+        default=1.0,
+        metavar="X",
+        help="loss weight of predicted picture codes that differ from the frame before (%(default)s)",
+    )
     group.add_argument("--packing", action="store_true", help="several samples a row; pays when lengths differ much")
     group.add_argument("--max-length", type=positive_int, metavar="L", help="most tokens of a row")
 
@@ -86,7 +93,13 @@ def _add_optimization_arguments(group: Any) -> None:
     group.add_argument("--batch-size", type=positive_int, metavar="N", help="samples a device at once")
     group.add_argument("--accumulation", type=positive_int, metavar="N", help="batches a step")
     group.add_argument("--learning-rate", type=positive_float, metavar="X")
+    group.add_argument("--schedule", choices=("constant", "cosine"), help="of the learning rate, after the warm-up")
     group.add_argument("--lora-rank", type=positive_int, default=32, metavar="R", help="(%(default)s)")
+    group.add_argument(
+        "--lora-tokens", nargs="+", choices=("action", "image"), default=["action"], metavar="KIND",
+        help="tokens whose embeddings are trained too: action, image (%(default)s); image where the image tokenizer "
+        "is not the one that the base was trained with",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, metavar="N", help="of everything random (0)")
 
 
@@ -184,8 +197,8 @@ def _settings(args: argparse.Namespace, checkpoint: Any, processor: Any) -> Any:
         revision=checkpoint.revision,
         bf16=_is_bf16(args),
         **{name: getattr(args, name) for name in
-           ("steps", "epochs", "batch_size", "accumulation", "learning_rate", "lora_rank", "packing", "max_length",
-            "seed")},
+           ("steps", "epochs", "batch_size", "accumulation", "learning_rate", "schedule", "lora_rank", "lora_tokens",
+            "moved_weight", "packing", "max_length", "seed")},
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ SPLITS = ("train", "val_ind", "val_ood")
 RULES = ("seeded", "authors", "none")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Trajectory:
     """An episode under the names that the authors' folders would have: `task/trj_3`."""
 
@@ -59,9 +59,10 @@ def split_trajectories(
     Args:
         rule: `authors` (`action_model_conv_generation.py`): of the tasks by name the last tenth, rounded down, is
             `val_ood`; of each other task's trajectories, sorted as text (trj_0, trj_1, trj_10, trj_2, ...), the last
-            tenth, rounded down, is `val_ind`. `seeded`: tasks and episodes in an order given by `seed`; the same share
-            of tasks, and of all other episodes together the share nearest to `val_share`, at least one, as long as
-            every task keeps one to train on. `none`: everything is `train`.
+            tenth, rounded down, is `val_ind`. `seeded`: tasks and episodes in an order given by `seed`; the share
+            `ood_share` of the tasks, and of the episodes of all others the share nearest to `val_share`, at least one.
+            These are spread over the tasks: each gives `val_share` of its own, rounded so that the sum is right
+            (Webster's method), and keeps one to train on. `none`: everything is `train`.
         val_share, ood_share: shares of the seeded rule, in [0, 1).
     """
     if rule not in RULES:
@@ -98,15 +99,16 @@ def _split_seeded(
 ) -> dict[str, list[Trajectory]]:
     names = sorted(tasks, key=lambda task: _draw(seed, task))
     known = math.ceil((1 - ood_share) * len(names))
-    candidates = [each for task in names[:known] for each in tasks[task]]
-    candidates.sort(key=lambda each: _draw(seed, each.task, each.name))
-    wanted = max(1, round(val_share * len(candidates))) if val_share else 0
-    left = {task: len(tasks[task]) for task in names[:known]}
-    train, val_ind = list[Trajectory](), list[Trajectory]()
-    for each in candidates:
-        is_validation = len(val_ind) < wanted and left[each.task] > 1
-        left[each.task] -= is_validation
-        (val_ind if is_validation else train).append(each)
+    count = sum(len(tasks[task]) for task in names[:known])
+    wanted = max(1, round(val_share * count)) if val_share else 0
+    train, candidates = list[Trajectory](), list[tuple[float, bytes, Trajectory]]()
+    for task in names[:known]:
+        ordered = sorted((_draw(seed, each.task, each.name), each) for each in tasks[task])
+        train.append(ordered.pop()[1])
+        candidates += [((rank + 0.5) / (len(ordered) + 1), *each) for rank, each in enumerate(ordered)]
+    candidates.sort()
+    val_ind = [each for _, _, each in candidates[:wanted]]
+    train += [each for _, _, each in candidates[wanted:]]
     return {"train": train, "val_ind": val_ind, "val_ood": [each for task in names[known:] for each in tasks[task]]}
 
 

@@ -11,12 +11,13 @@ and what else the run says about itself (`versions`, `renderer`, `checkpoint` ..
 
 import gzip
 import json
-import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .statistics import wilson_interval
+from ..durable import append_line, write_whole
+from .statistics import mcnemar_exact, wilson_interval
 
 EPISODES_FILE, SETTINGS_FILE = "episodes.jsonl", "run.json"
 Key: TypeAlias = tuple[str, int, int]
@@ -44,7 +45,7 @@ class ResultFolder:
         settings_file = folder / SETTINGS_FILE
         settings = json.loads(json.dumps(settings))
         if settings_file.is_file():
-            _check_settings(folder, json.loads(settings_file.read_text(encoding="utf-8")), settings)
+            _check_settings(folder, _read_settings(settings_file), settings)
         elif self.episodes_file.exists():
             raise ValueError(f"{folder} has an {EPISODES_FILE} without {SETTINGS_FILE}: choose another --output")
         else:
@@ -122,6 +123,38 @@ def rate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def pair_episodes(
+    first: Iterable[Mapping[str, Any]], second: Iterable[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """The episodes of two results that began alike (suite, task, trial) and ended in both, in order.
+
+    Raises ValueError where the two were run with different seeds: fixtures then stood elsewhere.
+    """
+    left, right = ({episode_key(row): row for row in rows} for rows in (first, second))
+    shared = sorted(left.keys() & right.keys())
+    for key in shared:
+        if left[key]["episode_seed"] != right[key]["episode_seed"]:
+            raise ValueError("the two were run with different --seed: they have no pairs")
+    pairs = [(left[key], right[key]) for key in shared]
+    return [(one, other) for one, other in pairs if one["success"] is not None and other["success"] is not None]
+
+
+def compare_pairs(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
+    """Counts of at least one pair of episodes that ended, both rates, and McNemar's exact p value."""
+    outcomes = [(one["success"], other["success"]) for one, other in pairs]
+    only_first, only_second = outcomes.count((True, False)), outcomes.count((False, True))
+    return {
+        "pairs": len(pairs),
+        "rates": [rate([one for one, _ in pairs]), rate([other for _, other in pairs])],
+        "difference": (only_second - only_first) / len(pairs),
+        "both": outcomes.count((True, True)),
+        "only_first": only_first,
+        "only_second": only_second,
+        "neither": outcomes.count((False, False)),
+        "p_value": mcnemar_exact(only_first, only_second),
+    }
+
+
 def format_rate(numbers: Mapping[str, Any]) -> str:
     """A rate for people: `70.0 % [48.1, 85.5] (14 of 20, 1 crashed)`."""
     crashed = f", {numbers['crashed']} crashed" if numbers["crashed"] else ""
@@ -156,10 +189,11 @@ def _read_rows(path: Path, torn: bool = False) -> list[dict[str, Any]]:
     """The rows in a file; with `torn` a last line without its end is left out instead of refused."""
     if not path.is_file():
         return []
-    if path.suffix == ".gz":
-        text = gzip.decompress(path.read_bytes()).decode("utf-8")
-    else:
-        text = path.read_bytes().decode("utf-8", errors="ignore" if torn else "strict")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = content.decode("utf-8", errors="ignore" if torn else "strict")
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     lines = text.split("\n")
     if torn:
         lines = lines[:-1]
@@ -174,28 +208,22 @@ def _read_rows(path: Path, torn: bool = False) -> list[dict[str, Any]]:
                 raise TypeError("suite, task and trial")
             if row["success"] not in (True, False, None):
                 raise TypeError("success")
-        except (ValueError, KeyError, TypeError) as error:
+            if row["success"] and not isinstance(row["steps"], int | float):
+                raise TypeError("steps")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is no episode: {error}") from error
         rows.append(row)
     return rows
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, on disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file all at once: a reader sees the old or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}: choose another --output") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds no settings: choose another --output")
+    return settings
 
 
 def _check_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

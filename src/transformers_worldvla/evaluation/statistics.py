@@ -1,4 +1,4 @@
-"""Intervals and tests for success rates: Wilson's interval and McNemar's exact test, in closed form.
+"""Intervals and tests for success rates: Wilson's, Newcombe's and McNemar's exact test, in closed form.
 
 Episodes that crashed have no outcome and are left out before anything here is called.
 """
@@ -25,6 +25,19 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     reach = z * sqrt(rate * (1.0 - rate) / trials + weight / (4.0 * trials)) / (1.0 + weight)
     low = 0.0 if successes == 0 else max(0.0, center - reach)
     high = 1.0 if successes == trials else min(1.0, center + reach)
+    return low, high
+
+
+def newcombe_interval(
+    successes: tuple[int, int], trials: tuple[int, int], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Newcombe's interval (1998, method 10) of the second success rate less the first, of independent episodes."""
+    bounds = [wilson_interval(won, count, confidence) for won, count in zip(successes, trials, strict=True)]
+    first, second = (won / count if count else 0.5 for won, count in zip(successes, trials, strict=True))
+    (low_first, high_first), (low_second, high_second) = bounds
+    difference = second - first
+    low = difference - sqrt((second - low_second) ** 2 + (high_first - first) ** 2)
+    high = difference + sqrt((high_second - second) ** 2 + (first - low_first) ** 2)
     return low, high
 
 

@@ -19,11 +19,13 @@ import torch
 from ..configuration_worldvla import WorldVLAConfig
 from ..modeling_worldvla import ADAPTER_FIELDS_FILE, WorldVLAForCausalLM
 from ..processing_worldvla import WorldVLAProcessor
+from ..tokens_worldvla import WorldVLATokens
 from .card import copy_training_section
 
 ADAPTER_CONFIG = "adapter_config.json"
 STATISTICS_FILE = "training_statistics.json"  # of the training actions; whoever measures a checkpoint reads it
 TARGETS = r".*\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+TOKEN_KINDS = ("action", "image")
 MODEL_FIELDS = ("action_dim", "num_cameras")
 MERGE_TOLERANCE = 1e-3  # of the largest logit, in float32
 
@@ -52,19 +54,26 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / ADAPTER_CONFIG).is_file()
 
 
-def trainable_tokens(model: WorldVLAForCausalLM) -> list[int]:
+def trainable_tokens(model: WorldVLAForCausalLM, kinds: Sequence[str] = ("action",)) -> list[int]:
     """Tokens whose rows in the embedding and the head are trained beside the low-rank matrices.
 
-    The action tokens, which mean something else to a base that never acted. And the tokens of image blocks where the
-    head has only zeros for them, as in the authors' starting point (`chameleon/starting_point`), which never draws.
+    Of `kinds`, `action` are the action tokens, which mean something else to a base that never acted; `image` those of
+    image blocks, whose codes mean something else where the image tokenizer was trained on. They also belong to it where
+    the head has only zeros for them, as in the authors' starting point (`chameleon/starting_point`), which never draws.
+    Raises ValueError for another kind.
     """
-    tokens = model.tokens
-    chosen = [tokens.action_start, tokens.action_end, *tokens.action_bins]
+    if unknown := sorted(set(kinds) - set(TOKEN_KINDS)):
+        raise ValueError(f"kinds of trainable tokens are {', '.join(TOKEN_KINDS)}, not {unknown[0]!r}")
+    groups = token_groups(model.tokens)
+    rows = model.lm_head.weight[torch.tensor(model.tokens.image_codes, device=model.lm_head.weight.device)]
+    never_drew = not rows.is_meta and not bool(rows.any())
+    return sorted(token for kind in {*kinds, *(["image"] if never_drew else [])} for token in groups[kind])
+
+
+def token_groups(tokens: WorldVLATokens) -> dict[str, list[int]]:
+    """The ids of each of `TOKEN_KINDS`."""
     images = [tokens.image_start, tokens.image_end, tokens.image_newline, *tokens.grids.values(), *tokens.image_codes]
-    rows = model.lm_head.weight[torch.tensor(tokens.image_codes, device=model.lm_head.weight.device)]
-    if not rows.is_meta and not bool(rows.any()):
-        chosen += images
-    return sorted(chosen)
+    return {"action": [tokens.action_start, tokens.action_end, *tokens.action_bins], "image": images}
 
 
 def add_lora(
@@ -73,6 +82,7 @@ def add_lora(
     alpha: int | None = None,
     dropout: float = 0.0,
     tokens: Sequence[int] | None = None,
+    token_kinds: Sequence[str] = ("action",),
 ) -> Any:
     """Wrap the model so that only an adapter is trained: LoRA on the seven linears of every layer, and token rows.
 
@@ -80,15 +90,15 @@ def add_lora(
         rank: of the low-rank matrices.
         alpha: their scale is alpha / rank; min(rank, 16) by default, as OpenVLA's fine-tuning script has it.
         dropout: on the input of the low-rank matrices.
-        tokens: ids whose rows in the embedding and the head are trained, `trainable_tokens` by default. Rows alone are
-            kept (PEFT's `trainable_token_indices`): both whole matrices of the 7B model with gradients and AdamW
-            states would be 8.6 GB, 258 rows are 34 MB.
+        tokens: ids whose rows in the embedding and the head are trained, by default `trainable_tokens` of
+            `token_kinds`. Rows alone are kept (PEFT's `trainable_token_indices`): both whole matrices of the 7B model
+            with gradients and AdamW states would be 8.6 GB, 258 rows are 34 MB.
 
     Returns:
         The PEFT model. Its trained weights are float32 whatever the dtype of the base.
     """
     library = peft()
-    tokens = trainable_tokens(model) if tokens is None else sorted(tokens)
+    tokens = trainable_tokens(model, token_kinds) if tokens is None else sorted(tokens)
     rows = {"embed_tokens": tokens} if model.config.tie_word_embeddings else {"embed_tokens": tokens, "lm_head": tokens}
     config = library.LoraConfig(
         r=rank,
@@ -135,16 +145,18 @@ def write_adapter_facts(folder: str | Path, config: Any, base_fingerprint: str) 
 def fingerprint(model: WorldVLAForCausalLM) -> str:
     """A hash of the weights that every fine-tuning changes and none quantises, the same with or without an adapter.
 
-    They are the norms, and the rows of the action tokens in embedding and head, all as bfloat16.
+    They are the norms, the rows of the action tokens in embedding and head, and the codebook, all as bfloat16.
     """
     digest = hashlib.sha256()
     rows = torch.tensor(model.tokens.action_bins)
     for name, parameter in model.named_parameters():
-        if "lora_" in name or "trainable_tokens" in name or name.startswith("model.vqmodel."):
+        if "lora_" in name or "trainable_tokens" in name:
+            continue
+        if name.startswith("model.vqmodel.") and not name.endswith("quantize.embedding.weight"):
             continue
         if "embed_tokens." in name or "lm_head." in name:
             parameter = parameter.detach()[rows.to(parameter.device)]
-        elif parameter.ndim > 1 and "norm" not in name:
+        elif parameter.ndim > 1 and "norm" not in name and "quantize" not in name:
             continue
         digest.update(parameter.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

@@ -93,6 +93,7 @@ def dry_run(settings: RunSettings, options: RunOptions, processor: Any, sources:
         settings.bf16,
         arguments.gradient_checkpointing,
         settings.lora_rank,
+        settings.lora_tokens,
     )
     drop_last = arguments.dataloader_drop_last
     per_batch, accumulation = batch * arguments.world_size, arguments.gradient_accumulation_steps
@@ -111,7 +112,7 @@ def dry_run(settings: RunSettings, options: RunOptions, processor: Any, sources:
         steps_per_epoch=steps_per_epoch(len(train), per_batch, accumulation, drop_last),
         warmup_steps=int(arguments.warmup_steps),
         learning_rate=arguments.learning_rate,
-        parameters=count_parameters(config, recipe, settings.lora_rank),
+        parameters=count_parameters(config, recipe, settings.lora_rank, settings.lora_tokens),
         memory=memory.to_dict(),
         sample=[first["source"], *describe_batch_row(rows[0], 0, processor, first["embodiment"])],
     )

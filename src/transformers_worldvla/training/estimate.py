@@ -4,12 +4,14 @@ The terms are those of mixed-precision AdamW without sharding; activations are c
 Chameleon's decoder layer. What an allocator wastes and what CUDA itself takes (about 1 GiB) comes on top.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 
 from ..configuration_worldvla import WorldVLAConfig
 from ..modeling_worldvla import WorldVLAForCausalLM
+from .adapters import trainable_tokens
 from .recipes import QUANTIZED, Recipe
 
 GIB = 2**30
@@ -58,7 +60,9 @@ class ParameterCounts:
     adapter: int
 
 
-def count_parameters(config: WorldVLAConfig, recipe: Recipe, lora_rank: int = 32) -> ParameterCounts:
+def count_parameters(
+    config: WorldVLAConfig, recipe: Recipe, lora_rank: int = 32, lora_tokens: Sequence[str] = ("action",)
+) -> ParameterCounts:
     """Weights of a model of this configuration and of those a recipe trains."""
     with torch.device("meta"):
         model = WorldVLAForCausalLM(config)
@@ -72,7 +76,7 @@ def count_parameters(config: WorldVLAConfig, recipe: Recipe, lora_rank: int = 32
     in_linears = sum(rows * columns for rows, columns in linears)
     adapter = 0
     if recipe.adapter:
-        tokens = (len(model.tokens.action_bins) + 2) * (1 if config.tie_word_embeddings else 2)
+        tokens = len(trainable_tokens(model, lora_tokens)) * (1 if config.tie_word_embeddings else 2)
         adapter = sum(lora_rank * (rows + columns) for rows, columns in linears) + tokens * config.hidden_size
     return ParameterCounts(
         linears=in_linears,
@@ -92,6 +96,7 @@ def estimate_memory(
     bf16: bool = True,
     checkpointing: bool | None = None,
     lora_rank: int = 32,
+    lora_tokens: Sequence[str] = ("action",),
 ) -> MemoryEstimate:
     """Peak memory of a step.
 
@@ -102,7 +107,7 @@ def estimate_memory(
         bf16: the computation is in bfloat16; weights that are trained are in float32 either way.
         checkpointing: gradient checkpointing; the recipe's by default.
     """
-    counts, width = count_parameters(config, recipe, lora_rank), 2 if bf16 else FLOAT32
+    counts, width = count_parameters(config, recipe, lora_rank, lora_tokens), 2 if bf16 else FLOAT32
     if checkpointing is None:
         checkpointing = bool(recipe.arguments.get("gradient_checkpointing"))
     decoder = counts.linears + counts.others

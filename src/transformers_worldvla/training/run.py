@@ -23,6 +23,7 @@ from transformers import set_seed
 from ..card_worldvla import CARD_NAME
 from ..configuration_worldvla import WorldVLAConfig
 from ..data import WorldVLADataCollator
+from ..durable import write_whole
 from .adapters import STATISTICS_FILE, base_model, cast_decoder, is_peft_model
 from .arguments import WorldVLATrainingArguments
 from .callbacks import SamplePicturesCallback
@@ -33,6 +34,7 @@ from .trainer import WorldVLATrainer
 
 RUN_FILE, LOG_FILE, STATE_FILE = "run.json", "training_log.json", "trainer_state.json"
 TRAINER_FOLDER = "trainer"
+SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}  # of the learning rate, after the warm-up
 
 
 @dataclass
@@ -52,6 +54,9 @@ class RunSettings:
     accumulation: int | None = None
     learning_rate: float | None = None
     lora_rank: int = 32
+    lora_tokens: Sequence[str] = ("action",)
+    schedule: str | None = None
+    moved_weight: float = 1.0
     packing: bool = False
     max_length: int | None = None
     bf16: bool = False
@@ -92,6 +97,8 @@ def training_arguments(settings: RunSettings, options: RunOptions, num_samples: 
         values["per_device_train_batch_size"] = settings.batch_size
     if settings.learning_rate is not None:
         values["learning_rate"] = settings.learning_rate
+    if settings.schedule is not None:
+        values["lr_scheduler_type"] = SCHEDULES[settings.schedule]
     if options.gradient_checkpointing is not None:
         values["gradient_checkpointing"] = options.gradient_checkpointing
     if options.deepspeed:
@@ -211,14 +218,14 @@ def run_training(
     arguments = training_arguments(settings, options, len(train))
     if arguments.should_save:
         options.output.mkdir(parents=True, exist_ok=True)
-        _write_json(options.output / RUN_FILE, {"settings": run})
+        write_whole(options.output / RUN_FILE, json.dumps({"settings": run}, indent=2) + "\n")
     processor.num_actions, processor.history = settings.samples.num_actions, settings.samples.history
     set_seed(arguments.seed)  # of the new weights of an adapter
     model = load_for_training(
         settings.checkpoint,
         settings.hyper_parameters,
         settings.bf16,
-        {"rank": settings.lora_rank},
+        {"rank": settings.lora_rank, "token_kinds": settings.lora_tokens},
         **({"revision": settings.revision} if settings.revision else {}),
     )
     trainer = _trainer(model, arguments, processor, train, validation, settings, options)
@@ -239,8 +246,8 @@ def run_training(
     }
     _finish(trainer, settings, options, sources, result)
     if trainer.args.should_save:
-        _write_json(options.output / LOG_FILE, history)
-        _write_json(options.output / RUN_FILE, {"settings": run, "result": result})
+        write_whole(options.output / LOG_FILE, json.dumps(history, indent=2) + "\n")
+        write_whole(options.output / RUN_FILE, json.dumps({"settings": run, "result": result}, indent=2) + "\n")
     return result
 
 
@@ -253,7 +260,9 @@ def _trainer(
     settings: RunSettings,
     options: RunOptions,
 ) -> WorldVLATrainer:
-    collate = WorldVLADataCollator(processor, settings.packing, settings.max_length, embodiment_ids=True)
+    collate = WorldVLADataCollator(
+        processor, settings.packing, settings.max_length, embodiment_ids=True, moved_weight=settings.moved_weight
+    )
     callback = None
     if options.sample_pictures and (samples := world_samples(validation, options.sample_pictures)):
         callback = SamplePicturesCallback(processor, samples, Path(arguments.output_dir) / "samples")
@@ -305,7 +314,7 @@ def _finish(
     if not trainer.args.should_save:
         return
     (output / "training_args.bin").unlink(missing_ok=True)  # a pickle that no reader of the checkpoint needs
-    _write_json(output / STATISTICS_FILE, action_statistics(sources))
+    write_whole(output / STATISTICS_FILE, json.dumps(action_statistics(sources), indent=2) + "\n")
     adapter_of = settings.checkpoint if is_peft_model(model) else None
     write_training_card(card, config, [source.embodiment for source in sources], result, adapter_of)
 
@@ -316,10 +325,3 @@ def action_statistics(sources: Sequence[Source]) -> dict[str, Any]:
     episodes = [each for source in sources if source.embodiment.name == robot for each in source.splits["train"]]
     actions = np.concatenate([episode.actions for episode in episodes]).astype(np.float64)
     return {"action_mean": actions.mean(0).tolist(), "action_std": actions.std(0).tolist(), "steps": len(actions)}
-
-
-def _write_json(path: Path, document: Any) -> None:
-    """Whole or not at all."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    os.replace(staging, path)
