@@ -100,7 +100,7 @@ def test_options_reach_the_cache(
     worldvla: Callable[..., Any], arguments: list[object], recordings: Path, tmp_path: Path
 ) -> None:
     options = "--cameras wrist image --no-ops keep --unsuccessful keep --statistics quantile --name arm".split()
-    options += "--semantics absolute --rotation 180 --val-share 0.3 --ood-share 0.5".split()
+    options += "--semantics absolute --rotation 180 --raw-cameras hand corner --val-share 0.3 --ood-share 0.5".split()
     result = worldvla(*arguments, *options, "--output", tmp_path / "cache", "--json")
     assert result.code == 0, result.err
     cache = FrameTokenCache(tmp_path / "cache")
@@ -108,6 +108,7 @@ def test_options_reach_the_cache(
     assert sum(cache.splits.values()) == sum(STEPS)
     robot = cache.embodiment
     assert (robot.name, robot.semantics, robot.rotation, robot.control_hz) == ("arm", "absolute", 180, 10)
+    assert robot.raw_cameras == ("hand", "corner")
     held_out = set(cache.table("val_ood", ["instruction"])["instruction"].to_pylist())
     assert len(held_out) == 1 and held_out < set(TASKS)
     train = cache.table("train", ["action"])["action"].to_pylist()

@@ -42,7 +42,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="further argument of `gymnasium.make`"
     )
-    parser.add_argument("--camera", default="corner2", metavar="C", help="Meta-World: its camera (%(default)s)")
+    parser.add_argument(
+        "--camera", metavar="C", help="Meta-World: its camera (the checkpoint's raw camera, or corner2)"
+    )
     parser.add_argument("--rotation", type=int, choices=(0, 90, 180, 270), metavar="DEG", help="turn pictures by this")
     parser.add_argument("--fast-render", action="store_true", help="MuJoCo: plain pictures, drawn ten times faster")
     add_run_arguments(parser)
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for name in _OWN_OPTIONS.keys() & options.keys():
             raise UserError(f"--option {name}=...: with Meta-World say it by {_OWN_OPTIONS[name]}")
     controller = read_controller(args)
+    named = () if controller.robot is None else controller.robot.raw_cameras
+    args.camera = args.camera or next(iter(named), "corner2")
     rotation = _rotation(args, controller.robot)
     tasks = _tasks(args)
     specs = {

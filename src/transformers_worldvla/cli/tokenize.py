@@ -103,6 +103,9 @@ def _add_robot_arguments(group: Any) -> None:
         metavar="DEG",
         help="that the robot's raw camera pictures need; this dataset's are upright already (0)",
     )
+    group.add_argument(
+        "--raw-cameras", nargs="+", metavar="C", help="what the robot or simulator calls the cameras (the same)"
+    )
     group.add_argument("--gripper", metavar="I", help='its dimension for the no-op rule, a number, a name or "none"')
 
 
@@ -219,6 +222,7 @@ def _cache_options(args: argparse.Namespace, device: Any, dataset: Any, template
         name=args.name,
         semantics=args.semantics,
         rotation=args.rotation,
+        raw_cameras=None if args.raw_cameras is None else tuple(args.raw_cameras),
         batch_size=args.batch_size,
         device=device.type,
         **given,

@@ -49,6 +49,7 @@ class CacheOptions:
     name: str | None = None
     semantics: str | None = None
     rotation: int | None = None
+    raw_cameras: tuple[str, ...] | None = None
     batch_size: int = 32
     device: str = "cpu"
 
@@ -145,6 +146,7 @@ def plan_cache(
         template,
         semantics=options.semantics,
         rotation=options.rotation,
+        raw_cameras=options.raw_cameras,
     )
     header = {
         "version": VERSION,

@@ -39,6 +39,7 @@ def build_embodiment(
     template: Embodiment | None = None,
     semantics: str | None = None,
     rotation: int | None = None,
+    raw_cameras: Sequence[str] | None = None,
 ) -> Embodiment:
     """The embodiment of a dataset.
 
@@ -51,6 +52,7 @@ def build_embodiment(
         semantics: `delta` or `absolute`; by default the template's, else `delta`.
         rotation: degrees that raw camera pictures must be turned by; by default the template's, else 0. No dataset
             says it, and whoever runs the robot needs it.
+        raw_cameras: what the robot or simulator calls the cameras; by default as the template says for the same ones.
 
     The declared fps becomes the control rate only without a template: for simulators it is often wrong.
     """
@@ -64,6 +66,8 @@ def build_embodiment(
         raise ValueError("an embodiment without a template needs statistics")
     check_template(template, len(low))
     same_cameras = template is not None and tuple(cameras) == template.cameras
+    if raw_cameras is None:
+        raw_cameras = template.raw_cameras if template is not None and same_cameras else ()
     if rotation is None:
         rotation = template.rotation if template else 0
     own_names = dataset.action_names or ()
@@ -78,7 +82,7 @@ def build_embodiment(
         rotation=rotation,
         control_hz=template.control_hz if template else dataset.fps,
         cameras=tuple(cameras),
-        raw_cameras=template.raw_cameras if template is not None and same_cameras else (),
+        raw_cameras=tuple(raw_cameras),
         dataset=origin,
     )
 
