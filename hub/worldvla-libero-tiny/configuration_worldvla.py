@@ -8,6 +8,22 @@ from .tokens_worldvla import BOS, PAD, SEPARATOR, published_vocabulary
 
 ATTENTIONS = ("independent", "causal")
 REDUCTIONS = ("paper", "authors")
+# sizes that no model has: a damaged file must not cost hours, nor all memory, before somebody sees that it is one
+LARGEST = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**19,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "vocab_size": 2**22,
+}
+LARGEST_VQ = {
+    "num_embeddings": 2**20,
+    "embed_dim": 2**14,
+    "latent_channels": 2**14,
+    "base_channels": 2**12,
+    "num_res_blocks": 100,
+}
 
 
 class WorldVLAVQVAEConfig(ChameleonVQVAEConfig):
@@ -15,6 +31,18 @@ class WorldVLAVQVAEConfig(ChameleonVQVAEConfig):
 
     model_type = "worldvla_vqvae"
     base_config_key = "vq_config"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        _check_sizes(self, LARGEST_VQ)
+        super().__post_init__(**kwargs)
+
+
+def _check_sizes(config: Any, largest: dict[str, int]) -> None:
+    """Raise ValueError for a size that is no whole number, not positive, or beyond any model."""
+    for name, limit in largest.items():
+        value = getattr(config, name)
+        if type(value) is not int or not 1 <= value <= limit:
+            raise ValueError(f"{name} is a whole number from 1 to {limit}, not {value!r}")
 
 
 class WorldVLAConfig(ChameleonConfig):
@@ -64,6 +92,7 @@ class WorldVLAConfig(ChameleonConfig):
         elif isinstance(self.vq_config, dict):
             fields = {key: value for key, value in self.vq_config.items() if key != "model_type"}
             self.vq_config = WorldVLAVQVAEConfig(**fields)
+        _check_sizes(self, LARGEST)
         for name, legal in (("action_attention", ATTENTIONS), ("loss_reduction", REDUCTIONS)):
             if getattr(self, name) not in legal:
                 raise ValueError(f"{name} is one of {', '.join(legal)}, not {getattr(self, name)!r}")

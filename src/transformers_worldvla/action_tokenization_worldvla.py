@@ -63,6 +63,10 @@ def to_float64(values: Any) -> np.ndarray:
     raise ValueError("actions are numbers in an array, a tensor or nested lists of equal length")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Embodiment:
     """A robot as one data set moves it: D action dimensions, their ranges and meaning, and its cameras.
@@ -99,11 +103,17 @@ class Embodiment:
             value = getattr(self, field)
             if isinstance(value, str) or not isinstance(value, Iterable):
                 self._fail(f"{field} is a list, not {value!r}")
-            entries = to_float64(list(value)).tolist() if field in ("low", "high") else value
+            entries = to_float64(list(value)).tolist() if field in ("low", "high") else list(value)
+            if field not in ("low", "high") and not all(isinstance(entry, str) for entry in entries):
+                self._fail(f"{field} is a list of names, not {value!r}")
             object.__setattr__(self, field, tuple(entries))  # frozen, but JSON gives lists
         self._check()
 
     def _check(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            self._fail("its name is text")
+        if np.ndim(self.low) != 1 or np.ndim(self.high) != 1:
+            self._fail("low and high are lists of numbers")
         if not self.low or len(self.low) != len(self.high):
             self._fail(f"low and high have one number for each dimension, not {len(self.low)} and {len(self.high)}")
         if not np.isfinite([*self.low, *self.high]).all() or np.greater(self.low, self.high).any():
@@ -117,14 +127,18 @@ class Embodiment:
         ):
             if len(getattr(self, field)) not in (0, wanted):
                 self._fail(f"{field} has {wanted} entries or none, not {len(getattr(self, field))}")
-        if self.control_hz is not None and not self.control_hz > 0:
+        if self.control_hz is not None and not (_is_number(self.control_hz) and self.control_hz > 0):
             self._fail(f"control_hz is a number above 0, or None, not {self.control_hz!r}")
         if self.semantics not in SEMANTICS:
             self._fail(f"semantics is one of {', '.join(SEMANTICS)}, not {self.semantics!r}")
         if self.rotation not in ROTATIONS:
             self._fail(f"rotation is one of {ROTATIONS} degrees, not {self.rotation!r}")
+        if self.gripper is not None and not isinstance(self.gripper, Mapping):
+            self._fail(f"gripper is an object with index, open and close, not {self.gripper!r}")
         if self.gripper is not None and set(self.gripper) != {"index", "open", "close"}:
-            self._fail(f"gripper has the keys index, open and close, not {sorted(self.gripper)}")
+            self._fail(f"gripper has the keys index, open and close, not {sorted(map(str, self.gripper))}")
+        if self.gripper is not None and not all(map(_is_number, self.gripper.values())):
+            self._fail(f"gripper has numbers as index, open and close, not {dict(self.gripper)}")
         if self.gripper is not None and self.gripper["index"] not in range(self.action_dim):
             self._fail(f"gripper index {self.gripper['index']} is no dimension of {self.action_dim}")
 
@@ -144,6 +158,8 @@ class Embodiment:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Embodiment":
         """Inverse of `to_dict`. Raises ValueError on unknown or missing fields."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"an embodiment is an object with a name and ranges, not {values!r}")
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"an embodiment has no field {unknown[0]!r}: the fields are {', '.join(known)}")

@@ -8,6 +8,22 @@ from .tokens_worldvla import BOS, PAD, SEPARATOR, published_vocabulary
 
 ATTENTIONS = ("independent", "causal")
 REDUCTIONS = ("paper", "authors")
+# sizes that no model has: a damaged file must not cost hours, nor all memory, before somebody sees that it is one
+LARGEST = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**19,
+    "num_attention_heads": 2**12,
+    "num_key_value_heads": 2**12,
+    "vocab_size": 2**22,
+}
+LARGEST_VQ = {
+    "num_embeddings": 2**20,
+    "embed_dim": 2**14,
+    "latent_channels": 2**14,
+    "base_channels": 2**12,
+    "num_res_blocks": 100,
+}
 
 
 class WorldVLAVQVAEConfig(ChameleonVQVAEConfig):
@@ -16,27 +32,39 @@ class WorldVLAVQVAEConfig(ChameleonVQVAEConfig):
     model_type = "worldvla_vqvae"
     base_config_key = "vq_config"
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        _check_sizes(self, LARGEST_VQ)
+        super().__post_init__(**kwargs)
+
+
+def _check_sizes(config: Any, largest: dict[str, int]) -> None:
+    """Raise ValueError for a size that is no whole number, not positive, or beyond any model."""
+    for name, limit in largest.items():
+        value = getattr(config, name)
+        if type(value) is not int or not 1 <= value <= limit:
+            raise ValueError(f"{name} is a whole number from 1 to {limit}, not {value!r}")
+
 
 class WorldVLAConfig(ChameleonConfig):
     """Chameleon decoder, image tokenizer and the fields of the action world model.
 
     Args:
-        vocabulary_map (`dict[str, int]`, *optional*): names and ids of the shared vocabulary; every special id is
+        vocabulary_map: names and ids of the shared vocabulary; every special id is
             looked up in it by name. Defaults to the published ids.
-        action_attention (`str`, defaults to `"independent"`): `independent` hides the answer's action blocks from one
+        action_attention: `independent` hides the answer's action blocks from one
             another (paper Figure 3b, authors' `generate_att_mask_3`); `causal` is the ordinary mask (Figure 3a).
-        action_dim (`int`, *optional*): D of the default embodiment, used when `generate_actions` is given none.
-        num_cameras (`int`, defaults to 1): pictures a time step (C), used for video prediction; a world prompt shows
+        action_dim: D of the default embodiment, used when `generate_actions` is given none.
+        num_cameras: pictures a time step (C), used for video prediction; a world prompt shows
             its C.
-        dropout (`float`, defaults to 0.05): residual dropout in training (authors' `modeling_chameleon.py`).
-        loss_reduction (`str`, defaults to `"paper"`): `paper` is L_action + alpha L_world with a mean each (equation
+        dropout: residual dropout in training (authors' `modeling_chameleon.py`).
+        loss_reduction: `paper` is L_action + alpha L_world with a mean each (equation
             4); `authors` is one class-weighted mean over all labelled tokens (their released training code).
-        world_loss_weight (`float`, defaults to 0.04): alpha.
-        authors_world_classes (`tuple[int, int]`, *optional*): first and last class id that `authors` weighs with alpha.
+        world_loss_weight: alpha.
+        authors_world_classes: first and last class id that `authors` weighs with alpha.
             Defaults to the image codes shifted down by one, as in their code (3..8194 for the published ids).
-        z_loss_weight (`float`, defaults to 1e-5): weight of the mean squared logsumexp over labelled tokens.
-        loss_chunk_size (`int`, defaults to 512): labelled rows whose logits are held at once in training.
-        generator_version (`str`, *optional*): version of this library that wrote the checkpoint.
+        z_loss_weight: weight of the mean squared logsumexp over labelled tokens.
+        loss_chunk_size: labelled rows whose logits are held at once in training.
+        generator_version: version of this library that wrote the checkpoint.
     """
 
     model_type = "worldvla"
@@ -64,6 +92,7 @@ class WorldVLAConfig(ChameleonConfig):
         elif isinstance(self.vq_config, dict):
             fields = {key: value for key, value in self.vq_config.items() if key != "model_type"}
             self.vq_config = WorldVLAVQVAEConfig(**fields)
+        _check_sizes(self, LARGEST)
         for name, legal in (("action_attention", ATTENTIONS), ("loss_reduction", REDUCTIONS)):
             if getattr(self, name) not in legal:
                 raise ValueError(f"{name} is one of {', '.join(legal)}, not {getattr(self, name)!r}")

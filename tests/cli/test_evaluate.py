@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result
+from command_result import Result
 
 from transformers_worldvla.cli.evaluate import measurement_modules
 from transformers_worldvla.evaluation.results import ResultFolder

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result
+from command_result import Result
 from PIL import Image
 from small_checkpoint import write_checkpoint
 

@@ -1,18 +1,25 @@
 """`worldvla evaluate libero`: what is refused at once, and short runs of the real simulator."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result
+from command_result import Result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 from simulator_extras import need_libero  # noqa: E402
 
+from transformers_worldvla.assets import DEFAULT_CHECKPOINT  # noqa: E402
+
 need_libero()
 
+HUB = Path(__file__).resolve().parents[2] / "hub"
 GOAL = ("evaluate", "libero", "--suite", "libero_goal")
 
 
@@ -100,3 +107,52 @@ def test_a_checkpoint_acts_from_pictures(worldvla: Any, robot_checkpoint: Path, 
     assert (output / "episodes.jsonl").read_bytes() == written
     other: Result = worldvla(*command, "--output", output, "--seed", "1")
     assert other.code == 2 and "another run (seed was 0, is now 1)" in other.err
+
+
+@pytest.mark.slow
+def test_robustness_is_a_table_of_a_suite_and_its_variants(worldvla_process: Any, tmp_path: Path) -> None:
+    """A still robot for three steps: every variant that the package brings is opened; the others are named."""
+    command = (*GOAL, "--robustness", "--tasks", "7", "--trials", "1", "--max-steps", "3", "--model", "noop")
+    options = ("--workers", "2", "--videos", "0", "--output", tmp_path / "out")
+    result: Result = worldvla_process(*command, *options, network=False)
+    assert result.code == 0, result.err
+    names = ["libero_goal", *(f"libero_goal_{kind}" for kind in ("lan", "object", "swap", "task"))]
+    assert [row["suite"] for row in rows(tmp_path / "out")] == names
+    table = result.out[result.out.index("robustness (LIBERO-PRO)") :].splitlines()
+    assert table[1].startswith("libero_goal   ") and "(0 of 1)" in table[1]
+    assert [line.split("  ")[1].rpartition(" ")[2] for line in table[2:]] == [
+        "(lan)", "(object)", "(swap)", "(task)", "(env)"
+    ]  # fmt: skip
+    # 0 of 1 against 0 of 1: Wilson's upper bound is z^2 / (1 + z^2)
+    bound = 100 * 1.959964**2 / (1 + 1.959964**2)
+    assert all(line.endswith(f"+0.0 [-{bound:.1f}, +{bound:.1f}]") for line in table[2:6])
+    assert table[6].endswith("not in the installed package")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (HUB / DEFAULT_CHECKPOINT).is_dir(), reason="hub/ holds no checkpoint yet")
+def test_workers_and_kills_leave_no_trace_in_the_result(worldvla_process: Any, tmp_path: Path) -> None:
+    """The bundled checkpoint in the real simulator: one worker, four, and two that were killed and taken up again."""
+    command = (*GOAL, "--tasks", "7,8", "--trials", "2", "--max-steps", "15", "--videos", "0", "--device", "cpu")
+    for workers in (1, 4):
+        result: Result = worldvla_process(*command, "--workers", workers, "--output", tmp_path / f"by-{workers}")
+        assert result.code == 0, result.err
+    expected = (tmp_path / "by-1" / "episodes.jsonl").read_bytes()
+    assert [(row["task"], row["trial"], row["steps"]) for row in rows(tmp_path / "by-1")] == [
+        (task, trial, 15) for task in (7, 8) for trial in (0, 1)
+    ]
+    assert (tmp_path / "by-4" / "episodes.jsonl").read_bytes() == expected
+
+    cut = tmp_path / "cut"
+    words = [sys.executable, "-m", "transformers_worldvla.cli", *command, "--workers", "2", "--output", str(cut)]
+    with (tmp_path / "log").open("wb") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
+    written, deadline = cut / "episodes.jsonl", time.monotonic() + 400
+    while process.poll() is None and time.monotonic() < deadline and not (written.exists() and written.stat().st_size):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(rows(cut)) < 4, (tmp_path / "log").read_text()
+    assert worldvla_process(*command, "--workers", "2", "--output", cut).code == 0
+    assert written.read_bytes() == expected

@@ -134,7 +134,7 @@ GUIDES = (
     Guide("performance.md"),
 )
 
-RUN_ELSEWHERE = {"guides/lerobot.md": "lerobot_plugin/test_guide.py"}  # in an environment with LeRobot
+RUN_ELSEWHERE = {"guides/lerobot.md": "lerobot_plugin/test_lerobot_guide.py"}  # in an environment with LeRobot
 
 
 class Terminal:

@@ -148,6 +148,25 @@ def test_other_actions_are_refused(env: LiberoEnv, action: np.ndarray) -> None:
         env.step(action)
 
 
+def test_looking_changes_nothing(env: LiberoEnv) -> None:
+    """Also the first look of a process, for which a renderer is opened in the middle of an episode."""
+    blind, looking = LiberoEnv(SUITE, TASK, resolution=128), LiberoEnv(SUITE, TASK, resolution=128)
+    for each in (blind, looking):
+        each.reset(None, seed=3)
+    picture = looking.render()
+    for action in ACTIONS[:5]:
+        np.testing.assert_array_equal(looking._data.qacc_warmstart, blind._data.qacc_warmstart)
+        for each in (blind, looking):
+            each.step(action)
+        np.testing.assert_array_equal(
+            looking.simulator.sim.get_state().flatten(), blind.simulator.sim.get_state().flatten()
+        )
+    env.reset(None, seed=3)
+    np.testing.assert_array_equal(env.render(), picture)
+    for each in (blind, looking):
+        each.close()
+
+
 def test_other_states_and_cameras_are_refused(env: LiberoEnv) -> None:
     with pytest.raises(ValueError, match=r"shape \(79,\), not \(3,\)"):
         env.reset(np.zeros(3))

@@ -8,6 +8,7 @@ from transformers_worldvla.evaluation.libero_suites import (
     base_suite,
     find_task,
     find_tasks,
+    match_task,
     perturbed_suites,
     step_budget,
 )
@@ -44,14 +45,21 @@ def test_step_budgets_are_the_authors(suite: str, budget: int) -> None:
 
 
 def test_variants_keep_the_budget_of_their_suite() -> None:
-    assert perturbed_suites("libero_10") == ("libero_10_lan", "libero_10_object", "libero_10_swap", "libero_10_task")
-    assert [step_budget(suite) for suite in perturbed_suites("libero_10")] == [520] * 4
+    variants = perturbed_suites("libero_10")
+    assert variants == {kind: f"libero_10_{kind}" for kind in ("lan", "object", "swap", "task")}, "env is only named"
+    assert [step_budget(suite) for suite in variants.values()] == [520] * 4
     assert base_suite("libero_object_object") == "libero_object"
     assert base_suite("libero_mine") is None
     with pytest.raises(ValueError, match="--max-steps"):
         step_budget("libero_mine")
     with pytest.raises(ValueError, match="LIBERO-PRO perturbs"):
         perturbed_suites("libero_90")
+
+
+def test_a_task_is_found_by_its_text() -> None:
+    task = match_task(" Put the wine bottle on the rack. ")
+    assert task is not None and (task.suite, task.index) == ("libero_goal", 9)
+    assert match_task("push the square to the right") is None
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,13 @@ from urllib.parse import unquote, urlsplit
 
 
 class FakeHub:
-    """The server and what was pushed: `commits[repo]`, oldest first, each {"oid": str, "files": {path: bytes}}, and
-    `branches[repo]`, name -> oid of its newest commit."""
+    """The server and what was pushed: `commits[repo]`, oldest first, each {"oid": str, "files": {path: bytes}},
+    `branches[repo]`, name -> oid of its newest commit, and `created[repo]`, what it was made as."""
 
     def __init__(self) -> None:
         self.commits: dict[str, list[dict[str, Any]]] = {}
         self.branches: dict[str, dict[str, str]] = {}
+        self.created: dict[str, dict[str, str | None]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._thread = threading.Thread(target=self._server.serve_forever)
 
@@ -87,19 +88,20 @@ class _Handler(BaseHTTPRequestHandler):
                 request = json.loads(body)
                 repo = f"{request.get('organization') or 'tester'}/{request['name']}"
                 self.hub.create(repo)
+                self.hub.created[repo] = {"type": request.get("type"), "sdk": request.get("sdk")}
                 self._json({"url": f"{self.hub.endpoint}/{repo}", "name": repo, "id": repo})
             case ["api", "validate-yaml"]:
                 self._json({"errors": [], "warnings": []})
-            case ["api", "models" | "datasets", owner, name, "preupload", _]:
+            case ["api", "models" | "datasets" | "spaces", owner, name, "preupload", _]:
                 files = json.loads(body)["files"]
                 self._json({"files": [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in files]})
-            case ["api", "models" | "datasets", owner, name, "branch", branch]:
+            case ["api", "models" | "datasets" | "spaces", owner, name, "branch", branch]:
                 repo = f"{owner}/{name}"
                 if branch in self.hub.branches[repo]:
                     return self._error(409, "BranchExists")
                 self.hub.branches[repo][branch] = self.hub.commit(repo)["oid"]
                 self._json({})
-            case ["api", "models" | "datasets", owner, name, "commit", branch]:
+            case ["api", "models" | "datasets" | "spaces", owner, name, "commit", branch]:
                 lines = [json.loads(line) for line in body.splitlines() if line.strip()]
                 oid = self.hub.add_commit(f"{owner}/{name}", lines, branch)["oid"]
                 url = f"{self.hub.endpoint}/{owner}/{name}/commit/{oid}"
@@ -111,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         match unquote(urlsplit(self.path).path).strip("/").split("/"):
             case ["api", "whoami-v2"]:
                 self._json({"type": "user", "name": "tester", "orgs": [], "auth": {"type": "access_token"}})
-            case ["api", "models" | "datasets", owner, name, *rest]:
+            case ["api", "models" | "datasets" | "spaces", owner, name, *rest]:
                 self._api(f"{owner}/{name}", rest)
             case ["datasets", owner, name, "resolve", revision, *path] | [owner, name, "resolve", revision, *path]:
                 self._resolve(f"{owner}/{name}", revision, "/".join(path))

@@ -18,7 +18,7 @@ from transformers_worldvla.cli.checkpoints import Checkpoint
 from transformers_worldvla.cli.closed_loop import hash_checkpoint
 from transformers_worldvla.cli.main import main
 from transformers_worldvla.evaluation.results import ResultFolder
-from transformers_worldvla.publishing.card import BEGIN, END, fill_card
+from transformers_worldvla.publishing.card import BEGIN, END, fill_card, has_chameleon_license
 from transformers_worldvla.publishing.folder import MODEL, Publication
 
 REPO = "tester/published"
@@ -216,14 +216,44 @@ def test_weights_of_chameleons_lineage_name_its_licence(tmp_path: Path) -> None:
     card = fill_card(chameleon(tmp_path, None), {})
     assert card.data.to_dict()["license"] == "other"
     assert card.data.to_dict()["license_name"] == "chameleon-research-license"
-    assert "Chameleon Research License" in card.text and card.data.tags[:2] == ["robotics", "worldvla"]
+    assert card.data.to_dict()["license_link"] in card.text
+    assert has_chameleon_license(card) and card.data.tags[:2] == ["robotics", "worldvla"]
+
+
+def test_the_card_says_what_chameleons_licence_asks_for(tmp_path: Path) -> None:
+    text = " ".join(fill_card(chameleon(tmp_path, None), {}).text.split())
+    for duty in (
+        "outputs are for **noncommercial research only**",
+        "under the same terms only, with a copy of the licence and with the file `NOTICE`",
+        "Acceptable Use Policy",
+        "say Apache-2.0. That covers what their authors added, not what comes from Chameleon",
+    ):
+        assert duty in text
 
 
 def test_another_licence_for_them_must_be_meant(tmp_path: Path) -> None:
     publication = chameleon(tmp_path, "apache-2.0")
     with pytest.raises(ValueError, match="say --license"):
         fill_card(publication, {})
-    assert fill_card(publication, {}, license_id="apache-2.0").data.to_dict()["license"] == "apache-2.0"
+    card = fill_card(publication, {}, license_id="apache-2.0")
+    assert card.data.to_dict()["license"] == "apache-2.0" and not has_chameleon_license(card)
+    assert has_chameleon_license(fill_card(publication, {}, license_id="other"))
+
+
+def test_its_notice_goes_along_and_its_text_is_asked_for(
+    tmp_path: Path, hub: FakeHub, push: Push, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_checkpoint(tmp_path / "run")
+    monkeypatch.setattr("transformers_worldvla.publishing.card.has_chameleon_lineage", lambda config: True)
+    assert "NOTICE" in push(folder, REPO, "--dry-run")["files"] and not (folder / "NOTICE").exists()
+    assert main(["push", str(folder), REPO]) == 0
+    assert "asks for a copy of itself" in capfd.readouterr().err
+    assert "Copyright (c) Meta Platforms, Inc. All Rights Reserved." in hub.files(REPO)["NOTICE"].decode()
+    (folder / "NOTICE").write_text("our own, with Meta's sentence")
+    (folder / "LICENSE").write_text("the licence")
+    assert main(["push", str(folder), REPO]) == 0
+    assert "asks for a copy of itself" not in capfd.readouterr().err
+    assert hub.files(REPO)["NOTICE"] == b"our own, with Meta's sentence" and "LICENSE" in hub.files(REPO)
 
 
 def test_weights_of_their_own_do_not(folder: Path, push: Push) -> None:
@@ -305,4 +335,34 @@ def test_a_damaged_cache_is_refused(cache: Path, hub: FakeHub, refused: Callable
     assert shard.name in refused(cache, REPO)
     shard.unlink()
     assert shard.name in refused(cache, REPO)
+    assert hub.commits == {}
+
+
+# -------------------------------------------------------------------- Spaces
+
+SPACE = Path(__file__).parents[2] / "hub" / "space"
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SPACE, tmp_path / "space", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def test_a_space_becomes_a_space(space: Path, hub: FakeHub, push: Push) -> None:
+    expected = contents(space)
+    (space / "__pycache__").mkdir()
+    (space / "__pycache__" / "app.pyc").write_bytes(b"compiled")
+    (space / ".env").write_text("a secret")
+    document = push(space, REPO)
+    assert document["kind"] == "Space" and hub.files(REPO) == expected
+    assert hub.created[REPO] == {"type": "space", "sdk": "gradio"}
+
+
+def test_a_space_without_its_app_is_refused(space: Path, hub: FakeHub, refused: Callable[..., str]) -> None:
+    (space / "app.py").unlink()
+    assert "names the app app.py, which is not there" in refused(space, REPO)
+    (space / "README.md").write_text("---\nsdk: [\n---\n")
+    assert "its header cannot be read" in refused(space, REPO)
+    (space / "README.md").write_text("# A folder with a text\n")
+    assert "holds nothing to push" in refused(space, REPO)
     assert hub.commits == {}

@@ -6,13 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plugin_robot import ROBOT
 from small_checkpoint import write_checkpoint
-
-from transformers_worldvla.action_tokenization_worldvla import Embodiment
-
-DATASET = Path(__file__).parents[1] / "fixtures" / "lerobot_small" / "v30_image"
-ROBOT = Embodiment("toy", (-3.0,) * 4, (3.0,) * 4, action_names=("x", "y", "z", "gripper"), cameras=("front", "wrist"))
-PLUGIN = "--policy.discover_packages_path=transformers_worldvla.lerobot"
 
 
 @pytest.fixture(scope="session")

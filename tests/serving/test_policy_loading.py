@@ -45,7 +45,7 @@ def test_wrong_names_are_found_before_weights_are_read(
     with pytest.raises(ValueError) as caught:
         WorldVLAPolicy.from_pretrained(without_weights, **options)
     assert reason in str(caught.value)
-    with pytest.raises(OSError, match="no-weights"):
+    with pytest.raises(ValueError, match="no-weights: the weights cannot be loaded"):
         WorldVLAPolicy.from_pretrained(without_weights, observation_keys=["image"])
 
 

@@ -4,7 +4,6 @@ A folder is loaded with this installed code alone: no network, no code of the ch
 """
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +78,9 @@ class Checkpoint:
         file = Path(self.name) / ADAPTER_CONFIG
         if not self.is_folder or not file.is_file():
             return self
-        return find_checkpoint(json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        from ..serving.loading import adapter_base
+
+        return find_checkpoint(adapter_base(self.name))
 
 
 def find_checkpoint(model: str | None, revision: str | None = None) -> Checkpoint:

@@ -1,6 +1,7 @@
 """`worldvla demo`: the bundled checkpoint on a real recorded episode, predicted and imagined beside what happened.
 
 Needs no network and no GPU. The comparison itself is `evaluation.open_loop`; here it is run once, drawn and printed.
+Where the extra `libero` is installed, the checkpoint also acts once in the simulator, in the task of that episode.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoints import Checkpoint, add_device_argument, find_checkpoint, load_model, load_processor
-from .errors import UserError
+from .errors import UserError, one_line
 
 _EPILOG = """\
 examples:
@@ -26,6 +27,7 @@ examples:
   worldvla demo --model my-checkpoint --episodes my-dataset --index 3
 """
 GIF, PICTURE, NUMBERS = "demo.gif", "demo.png", "demo.json"
+CLOSED_LOOP_GIF, CLOSED_LOOP_FPS = "libero.gif", 4.0  # a frame a query: faster than it was
 MAX_HORIZON = 20  # steps of a rollout
 MAX_SAMPLES = 64  # chunks and next frames compared; a longer episode is compared at every second, third ... step
 BATCH_SIZE = 32
@@ -35,7 +37,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "demo",
         help="see the bundled model act and imagine on a real episode",
-        description="Predict actions and imagine frames of a real recorded episode, beside what happened there.",
+        description="Predict actions and imagine frames of a real recorded episode, beside what happened there. With "
+        "the extra `libero` the model also acts in the simulator: one episode of that task, from initial state 0.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,6 +47,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--episodes", metavar="DATA", help="dataset: a folder or a Hub id (default: the bundled one)")
     parser.add_argument("--index", type=int, default=0, metavar="N", help="which of its episodes (%(default)s)")
     parser.add_argument("--embodiment", metavar="E", help="whose actions, where the checkpoint has several")
+    parser.add_argument("--no-simulator", action="store_true", help="do not act in LIBERO")
     add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help=f"print what {NUMBERS} holds")
     return parser
@@ -53,6 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..assets import DEFAULT_EPISODE, bundled_folder
     from ..data import load_episodes
     from ..evaluation.open_loop_pictures import draw_gif, draw_picture
+    from ..evaluation.videos import write_video
     from .files import check_output_folder, new_files
     from .main import to_json
 
@@ -72,14 +77,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         model = load_model(checkpoint, args.device)
     report, recording, imagined = measure(model, processor, episode, robot, mean, clock)
     report = {"checkpoint": describe_checkpoint(model, checkpoint), "dataset": str(episodes), **report}
+    report["closed_loop"], acted = None, None
+    if not args.no_simulator:
+        report["closed_loop"], acted = act(model, processor, robot, episode.instruction, clock)
     with clock("draw"), new_files(output) as folder:
         draw_gif(report, recording, imagined, folder / GIF)
         draw_picture(report, recording, imagined, folder / PICTURE)
+        if acted is not None:
+            caption = f"{describe_outcome(report['closed_loop'])}: {episode.instruction}"
+            write_video(acted.frames, folder / CLOSED_LOOP_GIF, CLOSED_LOOP_FPS, caption)
         report["timings"] = clock.seconds()
         numbers = json.dumps(to_json(report), indent=2, allow_nan=False)
         (folder / NUMBERS).write_text(numbers + "\n", encoding="utf-8")
     print(format_table(report))
-    print(f"\nwrote {', '.join(str(output / name) for name in (GIF, PICTURE, NUMBERS))}")
+    written = (GIF, PICTURE, NUMBERS, *([] if acted is None else [CLOSED_LOOP_GIF]))
+    print(f"\nwrote {', '.join(str(output / name) for name in written)}")
     return report
 
 
@@ -177,6 +189,27 @@ def measure(
     return report, recording, imagined
 
 
+def act(model: Any, processor: Any, robot: Any, instruction: str, clock: Clock) -> tuple[dict[str, Any], Any]:
+    """One closed-loop episode in LIBERO: what to report, and the `ActedEpisode`, None where there could be none."""
+    from ..evaluation.libero_episode import act_in_libero
+    from ..evaluation.libero_suites import match_task
+
+    try:
+        task = match_task(instruction)
+        if task is None:
+            return {"not_run": f'"{instruction}" is no task of LIBERO'}, None
+        with clock("act in LIBERO"):
+            acted = act_in_libero(model, processor, task, robot.name, progress=True)
+    except (ImportError, ValueError) as error:
+        return {"not_run": one_line(error)}, None
+    place = {"suite": task.suite, "task": task.index, "trial": 0}
+    return {**place, "success": acted.success, "steps": acted.steps}, acted
+
+
+def describe_outcome(closed_loop: dict[str, Any]) -> str:
+    return f"{'solved' if closed_loop['success'] else 'not solved'} in {closed_loop['steps']} steps"
+
+
 def describe_checkpoint(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     """Which checkpoint this was; weight files of a folder by their hash."""
     weights = sorted(Path(checkpoint.name).glob("*.safetensors")) if checkpoint.is_folder else []
@@ -235,7 +268,17 @@ def format_table(report: dict[str, Any]) -> str:
     rows = [["", *names.values()], ["next frame", *(f"{frames['psnr'][name]:.2f}" for name in names)]]
     for step in _some(rollout["horizon"]):
         rows.append([f"rollout, {step} ahead", *(f"{rollout['psnr'][name][step - 1]:.2f}" for name in names)])
-    return "\n".join([*lines, *_table(rows), "", f"{report['timings']['total']:.1f} s on {report['device']}"])
+    lines += [*_table(rows), ""]
+    if report["closed_loop"] is not None:
+        lines += [_closed_loop_line(report["closed_loop"]), ""]
+    return "\n".join([*lines, f"{report['timings']['total']:.1f} s on {report['device']}"])
+
+
+def _closed_loop_line(closed_loop: dict[str, Any]) -> str:
+    if "not_run" in closed_loop:
+        return f"closed loop in LIBERO: not run, {closed_loop['not_run']}"
+    place = f"{closed_loop['suite']} task {closed_loop['task']}, initial state {closed_loop['trial']}"
+    return f"closed loop in LIBERO, {place}: {describe_outcome(closed_loop)}"
 
 
 def _some(count: int) -> list[int]:

@@ -26,8 +26,10 @@ examples:
   # does the harness lose anything? (near 100 %), is anything for free? (0 %)
   worldvla evaluate libero --model expert --suite libero_goal --trials 5 --output expert
   worldvla evaluate libero --model noop --suite libero_goal --trials 5 --output noop
-  # robustness: also reworded instructions, other objects, swapped places, other tasks (LIBERO-PRO)
+  # robustness: also LIBERO-PRO's reworded instructions, other objects, swapped places and other tasks, as a table
   worldvla evaluate libero --suite libero_goal --robustness --trials 10 --output robustness
+  # any other suite of the package by its name, such as a thing that stands about
+  worldvla evaluate libero --suite libero_goal_with_mug --trials 10 --output mug
   # does it listen? the same scene with another instruction
   worldvla evaluate libero --suite libero_goal --tasks 1 --instruction "turn on the stove" --output listens
 
@@ -45,7 +47,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--suite", required=True, metavar="NAMES", help="libero_goal, ..., several with commas")
-    parser.add_argument("--robustness", action="store_true", help="also LIBERO-PRO's four variants of each suite")
+    parser.add_argument(
+        "--robustness", action="store_true", help="also LIBERO-PRO's variants of each suite, side by side"
+    )
     parser.add_argument("--tasks", metavar="T", help="0-based numbers in official order, such as 1,4 or 0-4 (all)")
     parser.add_argument(
         "--trials",
@@ -73,7 +77,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     output = Path(args.output).expanduser()
     check_output_folder(output)
     named = [name.strip() for name in args.suite.split(",")]
-    suites = [name for base in named for name in (base, *(perturbed_suites(base) if args.robustness else ()))]
+    variants = {base: perturbed_suites(base) for base in named} if args.robustness else {}
+    suites = [name for base in named for name in (base, *variants.get(base, {}).values())]
     trials = parse_trials(args.trials)
     controller = read_controller(args)
     cameras: tuple[str, ...] = ()
@@ -125,10 +130,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         filming=Filming(args.videos, args.success_videos, suffix=f".{args.video_format}"),
     )
     summary = summarize(results.rows[episode.key] for episode in episodes)
-    robustness = {base: _drops(summary, base, perturbed_suites(base)) for base in named} if args.robustness else None
+    robustness = {base: _drops(summary, base, variants[base]) for base in variants}
     print(format_summary(summary))
     if robustness:
-        print(_format_drops(robustness))
+        print(_format_drops(summary, robustness))
     print(f"{speed['env_steps_per_second']:.1f} steps/s, model {speed['model_share']:.0%} of the time", file=sys.stderr)
     return {
         "settings": settings,
@@ -148,27 +153,46 @@ def _resolution(args: argparse.Namespace, controller: Controller) -> int:
     return int(args.resolution)
 
 
-def _drops(summary: dict[str, Any], base: str, variants: tuple[str, ...]) -> dict[str, Any]:
-    """Success rate of each LIBERO-PRO variant, and how far it lies above the suite's own."""
-    own = summary["suites"][base]["success_rate"]
-    report = {}
-    for variant in variants:
+def _drops(summary: dict[str, Any], base: str, variants: dict[str, str]) -> dict[str, Any]:
+    """Kind of perturbation -> the rate of that variant of a suite, and its difference from the suite's own.
+
+    Variants have initial states of their own, so there are no pairs: `difference_interval` is Newcombe's. What is
+    missing from the installed package is None.
+    """
+    from ..evaluation.libero_suites import PERTURBATIONS
+    from ..evaluation.statistics import newcombe_interval
+
+    own = summary["suites"][base]
+    report: dict[str, Any] = dict.fromkeys(PERTURBATIONS)
+    for kind, variant in variants.items():
         found = summary["suites"][variant]
-        rate = found["success_rate"]
-        report[variant.removeprefix(f"{base}_")] = {
-            "success_rate": rate,
-            "interval": found["interval"],
-            "difference": None if rate is None or own is None else rate - own,
+        rates = own["success_rate"], found["success_rate"]
+        counts = (own["successes"], found["successes"]), (own["episodes"], found["episodes"])
+        report[kind] = {
+            "suite": variant,
+            **{name: value for name, value in found.items() if name != "tasks"},
+            "difference": None if None in rates else rates[1] - rates[0],
+            "difference_interval": list(newcombe_interval(*counts)),
         }
     return report
 
 
-def _format_drops(robustness: dict[str, Any]) -> str:
+def _format_drops(summary: dict[str, Any], robustness: dict[str, Any]) -> str:
+    """A table: a suite, and below it what its LIBERO-PRO variants change."""
     from ..evaluation.libero_suites import PERTURBATIONS
+    from ..evaluation.results import format_rate
 
-    lines = ["robustness (LIBERO-PRO), in points above the suite itself:"]
-    for base, variants in robustness.items():
-        for kind, numbers in variants.items():
-            change = "no episode ended" if numbers["difference"] is None else f"{100 * numbers['difference']:+.1f}"
-            lines.append(f"  {base}  {change:>7}  {PERTURBATIONS[kind]}")
+    lines = ["", f"{'robustness (LIBERO-PRO)':<42}{'success [95 %]':<40}points against the suite itself"]
+    for base, report in robustness.items():
+        lines.append(f"{base:<42}{format_rate(summary['suites'][base])}")
+        for kind, numbers in report.items():
+            name = f"  {PERTURBATIONS[kind]} ({kind})"
+            if numbers is None:
+                lines.append(f"{name:<42}not in the installed package")
+                continue
+            change = ""
+            if numbers["difference"] is not None:
+                low, high = (100 * bound for bound in numbers["difference_interval"])
+                change = f"{100 * numbers['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+            lines.append(f"{name:<42}{format_rate(numbers):<40}{change}".rstrip())
     return "\n".join(lines)

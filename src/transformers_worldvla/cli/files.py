@@ -59,7 +59,7 @@ def read_plan(path: str | Path, action_names: Sequence[str], action_dim: int) ->
         plan = readers[path.suffix.lower()](path)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, TypeError, EOFError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError, csv.Error) as error:
         raise UserError(f"{path} holds no table of numbers: {error}") from error
     if plan.ndim != 2 or len(plan) == 0 or plan.shape[1] != action_dim:
         names = f" ({', '.join(action_names)})" if action_names else ""
@@ -73,10 +73,9 @@ def read_plan(path: str | Path, action_names: Sequence[str], action_dim: int) ->
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    values = np.load(path, allow_pickle=False)
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
-        raise ValueError("give one array of numbers")
-    return values.astype(np.float64)
+    from ..data.storage import load_numbers
+
+    return load_numbers(path).astype(np.float64)
 
 
 def _read_json(path: Path) -> np.ndarray:

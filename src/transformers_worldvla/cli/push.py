@@ -1,4 +1,4 @@
-"""`worldvla push`: a model, an adapter or a frame-token cache as a Hub repository, checked and with its card filled."""
+"""`worldvla push`: a model, an adapter, a frame-token cache or a Space as a Hub repository, checked, with its card."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ..publishing import Publication
 
+NOTICE = "NOTICE"
 _EPILOG = """\
 examples:
   # what would go there, with its card; nothing is sent and nothing is written
@@ -25,6 +26,8 @@ examples:
   worldvla push runs/lora me/worldvla-lora --base-model me/worldvla-7b --revision rank-32
   # a frame-token cache, as a dataset repository
   worldvla push my-cache me/goal-tokens
+  # the page on which visitors see a model act and imagine, as a Space
+  worldvla push hub/space me/worldvla-demo
 
 PATH says itself what it is. Of a run only the checkpoint goes to the Hub: not the Trainer's state, not run.json
 with this machine's paths, no pickles. The card in PATH is kept; what this command knows stands between two markers in
@@ -35,12 +38,12 @@ it and is written anew at every push.
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "push",
-        help="publish a model, an adapter or a frame-token cache on the Hub",
+        help="publish a model, an adapter, a frame-token cache or a Space on the Hub",
         description="Check a folder, fill its card and upload it to a Hub repository.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", metavar="PATH", help="a model, an adapter or a cache of `worldvla tokenize`")
+    parser.add_argument("path", metavar="PATH", help="a model, an adapter, a cache of `worldvla tokenize`, a Space")
     parser.add_argument("repository", metavar="REPO", help="owner/name; it is made where there is none")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to push to (the default one)")
@@ -55,15 +58,19 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from ..publishing import inspect_folder, upload_folder
-    from ..publishing.folder import CACHE, STALE
+    from ..publishing.folder import CACHE, SPACE, STALE
 
     folder = Path(args.path).expanduser()
     _check_repository(args.repository)
     publication = inspect_folder(folder)
-    is_cache = publication.kind == CACHE
-    if is_cache and (args.results or args.license or args.base_model):
-        raise UserError("--results, --license and --base-model belong to models and adapters: a cache has its card")
-    card = None if is_cache else _card(publication, args)
+    has_card = publication.kind in (CACHE, SPACE)
+    if has_card and (args.results or args.license or args.base_model):
+        raise UserError(
+            f"--results, --license and --base-model belong to models and adapters: a {publication.kind} has its card"
+        )
+    card = None if has_card else _card(publication, args)
+    notice = None if card is None else _notice(card, folder)
+    files = sorted({*publication.files, *([NOTICE] if notice else [])})
     for finding in publication.findings:
         if finding.verdict == "warning":
             print(f"note: {finding.check}: {finding.found}; {finding.advice}", file=sys.stderr)
@@ -72,7 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "kind": publication.kind,
         "repository": args.repository,
         "revision": args.revision,
-        "files": list(publication.files),
+        "files": files,
         "checks": [finding.to_dict() for finding in publication.findings],
         "card": str(card) if card is not None else (folder / "README.md").read_text(encoding="utf-8"),
         "dry_run": args.dry_run,
@@ -83,6 +90,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return document
     if card is not None:
         _write(folder, "README.md", str(card))
+        if notice is not None:
+            _write(folder, NOTICE, notice)
         if args.base_model and (folder / ADAPTER_CONFIG).is_file():
             _name_base(folder, args.base_model)
     document["commit"] = upload_folder(
@@ -91,8 +100,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         publication.repo_type,
         args.private,
         args.revision,
-        files=publication.files,
+        files=files,
         delete=STALE[publication.kind],
+        space_sdk=publication.space_sdk,
     )
     print(f"pushed the {publication.kind} {folder} to {document['commit']}")
     return document
@@ -127,6 +137,20 @@ def _card(publication: "Publication", args: argparse.Namespace) -> "ModelCard":
     return fill_card(publication, version_table() | versions(), folders, args.license, args.base_model)
 
 
+def _notice(card: "ModelCard", folder: Path) -> str | None:
+    """What the file NOTICE must say where there is none; says what else Chameleon's licence asks for."""
+    from ..publishing.card import CHAMELEON_NOTICE, CHAMELEON_TEXT, has_chameleon_license
+
+    if not has_chameleon_license(card):
+        return None
+    if not any(folder.glob("LICENSE*")):
+        advice = (
+            f"the Chameleon Research License asks for a copy of itself: save {CHAMELEON_TEXT} as {folder / 'LICENSE'}"
+        )
+        print(f"note: {advice}", file=sys.stderr)
+    return None if any(folder.glob(f"{NOTICE}*")) else CHAMELEON_NOTICE
+
+
 def _check_results(results: Path, folder: Path) -> None:
     """Raise UserError unless the results were made with the weights in the folder."""
     from ..evaluation.results import EPISODES_FILE, SETTINGS_FILE
@@ -159,7 +183,7 @@ def _write(folder: Path, name: str, text: str) -> None:
 def _print_plan(document: dict[str, Any], publication: "Publication") -> None:
     branch = f", branch {document['revision']}" if document["revision"] else ""
     print(f"{publication.kind} {publication.folder} -> {document['repository']}{branch}: nothing was sent\n")
-    for name in publication.files:
+    for name in document["files"]:
         file = publication.folder / name
         print(f"  {name}  {file.stat().st_size:,} bytes" if file.is_file() else f"  {name}  (written by the push)")
     print(f"\n{document['card']}")

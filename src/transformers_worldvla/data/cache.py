@@ -23,10 +23,11 @@ from .image_tokenizer import hash_image_tokenizer
 from .loading import download_snapshot
 from .samples import TokenizedEpisode
 from .splits import SPLITS
-from .storage import first_line
+from .storage import check_inside, first_line
 
 HEADER, DATA, VERSION = "worldvla_cache.json", "data", 1
 CODES = "codes."  # prefix of the column of a camera
+MAX_ROWS = 2**40  # what a header may promise
 
 
 class FrameTokenCache:
@@ -118,13 +119,17 @@ class FrameTokenCache:
         episodes: list[TokenizedEpisode] = []
         for entry in self._files(split):
             rows = self._read(entry, columns)
-            numbers = rows["episode_index"].to_numpy()
-            codes = [self._codes(rows, camera, entry["path"]) for camera in self.cameras]
-            actions = _matrix(rows["action"]).astype(np.float32)
-            starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
-            for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
+            try:
+                numbers = rows["episode_index"].to_numpy().astype(np.int64)
+                codes = [self._codes(rows, camera, entry["path"]) for camera in self.cameras]
+                actions = _matrix(rows["action"]).astype(np.float32)
+                starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+                instructions = [rows["instruction"][start].as_py() for start in starts]
+            except (ValueError, TypeError, AttributeError) as error:  # pyarrow's own are among them
+                file = self.path / entry["path"]
+                raise EpisodeError(f"holds columns of another kind: {first_line(error)}", file) from error
+            for start, stop, instruction in zip(starts, [*starts[1:], len(numbers)], instructions, strict=True):
                 frames = np.stack([self._code_ids[view[start:stop]] for view in codes], axis=1)
-                instruction = rows["instruction"][start].as_py()
                 index, own = int(numbers[start]), actions[start:stop]
                 episodes.append(TokenizedEpisode(index, instruction, frames, own, self.header["embodiment"]["name"]))
         return sorted(episodes, key=lambda episode: episode.index)
@@ -151,7 +156,7 @@ class FrameTokenCache:
         try:
             with pq.ParquetFile(path) as file:
                 rows = file.read(columns=None if columns is None else list(columns))
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise EpisodeError(f"cannot be read: {first_line(error)}", path) from error
         missing = [column for column in columns or [] if column not in rows.column_names]
         if missing or len(rows) != entry["rows"]:
@@ -195,11 +200,35 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(file.read_text(encoding="utf-8"))
         version = header["version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EpisodeError(f"is no header of a cache: {first_line(error)}", file) from error
     if version != VERSION:
-        raise EpisodeError(f"is version {version}, this library reads {VERSION}", file)
+        raise EpisodeError(f"is version {str(version)[:40]}, this library reads {VERSION}", file)
+    try:
+        _check_header(header)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise EpisodeError(f"is damaged: {error!r}", file) from error
     return header
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    """Raise when something that readers take from a header is not there, or of another kind."""
+    robot = Embodiment.from_dict(header["embodiment"])
+    if tuple(header["cameras"]) != robot.cameras:
+        raise ValueError(f"cameras are {header['cameras']}, the embodiment has {list(robot.cameras)}")
+    height, width = header["image_transform"]["codes"]
+    counts = [height, width, header["image_tokenizer"]["num_codes"], *(entry["rows"] for entry in header["files"])]
+    if not all(type(count) is int and 0 < count < MAX_ROWS for count in counts):
+        raise ValueError("numbers of codes and rows are whole and above 0")
+    texts = [header["fingerprint"], header["image_tokenizer"]["sha256"], header["dataset"]["fingerprint"]]
+    texts += [header["image_transform"]["type"], *(entry["path"] for entry in header["files"])]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("names, paths and fingerprints are text")
+    header["image_transform"]["target_size"]  # whether it fits is asked by `verify`
+    for entry in header["files"]:
+        check_inside(entry["path"], entry["path"])
+        if entry["split"] not in SPLITS:
+            raise ValueError(f"no split is {entry['split']!r}")
 
 
 def unfinished_folder(path: Path) -> Path:

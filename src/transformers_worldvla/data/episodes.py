@@ -8,6 +8,7 @@ model, and nothing here changes data: no filtering, no resizing, no normalisatio
 import difflib
 import hashlib
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -209,9 +210,16 @@ class EpisodeDataset(Sequence[Episode]):
 
 
 def finite_rows(values: np.ndarray, what: str, file: str, episode: int) -> np.ndarray:
-    """`values` as (T, D) float32. EpisodeError names the first row that is NaN or infinite."""
-    rows = np.asarray(values, dtype=np.float32)
-    rows = rows.reshape(len(rows), -1)
+    """`values` as (T, D) float32. EpisodeError for what holds no numbers, and for the first row that is not finite."""
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and said below
+            rows = np.asarray(values, dtype=np.float32)
+        is_numeric = np.asarray(values).dtype.kind in "biufO"
+    except (TypeError, ValueError, OverflowError):
+        is_numeric = False
+    if not is_numeric or rows.ndim == 0 or 0 in rows.shape[1:]:
+        raise EpisodeError(f"{what} holds no rows of numbers", file, episode)
+    rows = rows.reshape(len(rows), -1) if len(rows) else rows.reshape(0, max(1, math.prod(rows.shape[1:])))
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise EpisodeError(f"{what} of step {bad[0]} is not finite ({len(bad)} such steps)", file, episode)

@@ -22,6 +22,7 @@ import numpy as np
 from .episodes import Episode, EpisodeDataset, EpisodeError, finite_rows, select_cameras
 from .libero_hdf5 import instruction_from_task_name
 from .pictures import PictureError, decode_picture
+from .storage import load_numbers
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 ACTIONS, STATE = ("actions.npy", "actions.csv", "action"), ("state.npy", "state.csv", "state")
@@ -167,12 +168,15 @@ def read_rows(source: Path | None, episode: int) -> np.ndarray:
         if source is None:
             raise EpisodeError(f"holds no {', no '.join(ACTIONS)}", None, episode)
         if source.is_dir():
-            return np.stack([np.load(file) for file in numbered(source, {".npy"}, episode)])
+            return np.stack([load_numbers(file) for file in numbered(source, {".npy"}, episode)])
         if source.suffix == ".npy":
-            return np.load(source)
-        with source.open(newline="") as file:
-            lines = [line for line in csv.reader(file) if line]
-        return np.array(lines[1:] if csv_header(source) else lines, dtype=np.float64)
+            rows = load_numbers(source)
+        else:
+            lines = read_csv(source)
+            rows = np.array(lines[1:] if csv_header(source) else lines, dtype=np.float64)
+        if rows.ndim == 0 or 0 in rows.shape[1:]:
+            raise ValueError(f"an array of shape {rows.shape} has no rows")
+        return rows
     except EpisodeError:
         raise
     except (OSError, ValueError) as error:
@@ -183,13 +187,21 @@ def csv_header(source: Path | None) -> tuple[str, ...] | None:
     """The column names of a csv file, None without a header or for other files."""
     if source is None or source.suffix != ".csv":
         return None
-    with source.open(newline="") as file:
-        first = next(csv.reader(file), [])
+    first = next(iter(read_csv(source)), [])
     try:
         [float(cell) for cell in first]
         return None
     except ValueError:
         return tuple(cell.strip() for cell in first)
+
+
+def read_csv(source: Path) -> list[list[str]]:
+    """The lines of a csv file that are not empty. Raises EpisodeError."""
+    try:
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            return [line for line in csv.reader(file) if line]
+    except (OSError, ValueError, csv.Error) as error:
+        raise EpisodeError(f"cannot be read: {error}", source) from error
 
 
 def read_facts(folder: Path, episode: int) -> dict[str, Any]:
@@ -199,7 +211,7 @@ def read_facts(folder: Path, episode: int) -> dict[str, Any]:
         return {}
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EpisodeError(f"is not JSON: {error}", path, episode) from error
     success, fps = (facts.get(key) if isinstance(facts, dict) else ... for key in ("success", "fps"))
     if success not in (None, True, False) or not (fps is None or isinstance(fps, int | float)):
@@ -211,7 +223,10 @@ def read_instruction(folder: Path, root: Path, episode: int) -> str:
     """The nearest `instruction.txt` from the episode's folder up to `root`, else a `trj_N`'s task folder's name."""
     for place in [folder, *folder.parents]:
         if (place / "instruction.txt").exists():
-            text = (place / "instruction.txt").read_text(encoding="utf-8").strip()
+            try:
+                text = (place / "instruction.txt").read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise EpisodeError(f"is no text: {error}", place / "instruction.txt", episode) from error
             if not text:
                 raise EpisodeError("is empty", place / "instruction.txt", episode)
             return text

@@ -144,7 +144,8 @@ class LeRobotEpisode(Episode):
         rows = self._read_columns(columns)
         if rows["frame_index"].to_pylist() != list(range(entry.length)):
             raise EpisodeError("frame_index does not count 0, 1, 2, ...", self._file, entry.index)
-        texts = {dataset.tasks.get(task) for task in rows["task_index"].unique().to_pylist()}
+        numbers = [task for task in rows["task_index"].to_pylist() if isinstance(task, int)]
+        texts = {dataset.tasks.get(task) for task in set(numbers)} if len(numbers) == len(rows) else {"no number"}
         if not texts <= set(entry.tasks):
             reason = f"task_index stands for {sorted(map(str, texts))}, the metadata says {list(entry.tasks)}"
             raise EpisodeError(reason, self._file, entry.index)
@@ -156,7 +157,11 @@ class LeRobotEpisode(Episode):
 
     def _finite(self, rows: Any, key: str) -> np.ndarray:
         """A numeric column of `rows`, as wide as the metadata says."""
-        values, width, length = flat_values(rows[key]), self._dataset.info.width(key), self._entry.length
+        width, length = self._dataset.info.width(key), self._entry.length
+        try:
+            values = flat_values(rows[key])
+        except import_extra("pyarrow").ArrowException as error:
+            raise EpisodeError(f"{key} holds no numbers: {error}", self._file, self._entry.index) from error
         if len(values) != length * width:
             reason = f"{key} has {len(values) / length:g} values a row, not {width}"
             raise EpisodeError(reason, self._file, self._entry.index)
@@ -168,7 +173,7 @@ class LeRobotEpisode(Episode):
         path, entry = self._dataset.files.path(self._entry.data_file, self._entry.index), self._entry
         try:
             rows = read_episode_rows(path, entry.index, columns)
-        except (OSError, pa.ArrowException, KeyError) as error:
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise EpisodeError(f"cannot be read: {error}", self._file, entry.index) from error
         if len(rows) != entry.length:
             raise EpisodeError(f"holds {len(rows)} rows, the metadata says {entry.length}", self._file, entry.index)
@@ -207,9 +212,10 @@ class LeRobotEpisode(Episode):
     def _decode_picture(self, cell: Any, key: str, step: int) -> np.ndarray:
         """A cell `{bytes, path}` (or bare bytes) as (H, W, 3) uint8; a path without bytes is a file of the dataset."""
         data, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-        if data is None:
-            if not name:
-                raise EpisodeError(f"{key} of step {step} is empty", self._file, self._entry.index)
+        if not isinstance(data, bytes):
+            if data is not None or not isinstance(name, str) or not name:
+                reason = "is empty" if data is None else "holds no picture"
+                raise EpisodeError(f"{key} of step {step} {reason}", self._file, self._entry.index)
             data = self._dataset.files.path(name, self._entry.index).read_bytes()
         try:
             return decode_picture(data)

@@ -6,6 +6,7 @@ Read from `meta/` alone; no recording is opened here. Sources: `lerobot/datasets
 
 import json
 import re
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -74,7 +75,7 @@ class LeRobotInfo:
         names = self.features[key].get("names") if key else None
         if isinstance(names, Mapping):
             names = [name for group in names.values() for name in (group if isinstance(group, list) else [group])]
-        if not names or key is None or len(names) != self.width(key):
+        if not isinstance(names, list) or not names or key is None or len(names) != self.width(key):
             return None
         return tuple(str(name) for name in names)
 
@@ -83,7 +84,7 @@ class LeRobotInfo:
         shape, names = self.features[key].get("shape"), self.features[key].get("names")
         if not isinstance(names, list) or not shape or len(names) != len(shape):
             return None
-        sides = dict(zip(names, shape, strict=True))
+        sides = dict(zip(map(str, names), shape, strict=True))
         return (int(sides["height"]), int(sides["width"])) if {"height", "width"} <= sides.keys() else None
 
 
@@ -111,7 +112,7 @@ def read_info(files: Files) -> LeRobotInfo:
             total_frames=int(info["total_frames"]),
         )
         sizes = [parsed.width(key) for key in parsed.features]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise EpisodeError(f"is not complete: {error!r}", where) from error
     if not 0 < parsed.fps < 1e6 or min([parsed.chunks_size, *sizes]) < 1:
         raise EpisodeError("has an fps, a chunks_size or a shape that is not positive", where)
@@ -204,10 +205,16 @@ def _video_file(info: LeRobotInfo, key: str, files: Files, **places: int) -> str
 
 
 def _fill(template: str, files: Files, **places: int | str) -> str:
+    """The path that a template stands for. Fields are plain, like `{episode_index:06d}`: `format` can do far more."""
     try:
+        for _, name, form, conversion in string.Formatter().parse(template):
+            if name is not None and (
+                name not in places or conversion or not re.fullmatch(r"(0?\d{1,2})?d?", form or "")
+            ):
+                raise ValueError(f"no field is {{{name}}}")
         return template.format(**places)
     except (KeyError, IndexError, ValueError) as error:
-        raise EpisodeError(f'the path "{template}" cannot be filled in: {error!r}', files.name(INFO)) from error
+        raise EpisodeError(f'the path "{template[:200]}" cannot be filled in: {error}', files.name(INFO)) from error
 
 
 def _field(row: Mapping[str, Any], key: str, convert: Callable[[Any], Value], files: Files, name: str) -> Value:

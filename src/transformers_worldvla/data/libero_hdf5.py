@@ -26,6 +26,7 @@ STATE_PARTS = ("ee_states", "gripper_states")  # position, axis-angle, gripper: 
 JOINTS_IN_SIMULATOR_STATE = slice(
     1, 8
 )  # a row of `states` is time, positions (the arm's seven joints first), velocities
+MAX_STEPS, MAX_SIDE = 10**6, 8192  # steps of a demonstration, pixels: a file of kilobytes may promise any shape
 READ_ERRORS = (
     OSError,
     KeyError,
@@ -167,6 +168,10 @@ def describe_demo(file: Path, data: Any, name: str) -> Demo:
     demo, observations = data[name], data[name]["obs"]
     cameras = [key for key, value in observations.items() if is_pictures(value)]
     stored, has_state = len(demo["actions"]), all(part in observations for part in STATE_PARTS)
+    if stored > MAX_STEPS or len(demo["actions"].shape) > 1 and demo["actions"].shape[1] > MAX_STEPS:
+        raise ValueError(f"actions of shape {demo['actions'].shape} are no steps of a robot")
+    if large := [key for key in cameras if max(observations[key].shape[1:3]) > MAX_SIDE]:
+        raise ValueError(f"{large[0]} is larger than {MAX_SIDE} pixels on a side: {observations[large[0]].shape}")
     for key in [*cameras, *(STATE_PARTS if has_state else ())]:
         if len(observations[key]) != stored:
             raise ValueError(f"{len(observations[key])} rows of {key}, {stored} actions")

@@ -4,10 +4,14 @@ A name is a path inside the dataset, with forward slashes. Hub files are pinned 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+import numpy as np
+
 from .episodes import EpisodeError
+
+MAX_NAME = 1000  # characters of a path
 
 
 class Files(Protocol):
@@ -38,6 +42,7 @@ class LocalFiles:
         return f"{self.label or self.root}/{name}"
 
     def path(self, name: str, episode: int | None = None) -> Path:
+        check_inside(name, self.name(name), episode)
         path = self.root / name
         if not path.is_file():
             raise EpisodeError("file is missing", self.name(name), episode)
@@ -61,6 +66,7 @@ class HubFiles:
         return f"{self.repo}/{name}"
 
     def path(self, name: str, episode: int | None = None) -> Path:
+        check_inside(name, self.name(name), episode)
         if (self.root / name).is_file():
             return self.root / name
         from huggingface_hub import hf_hub_download
@@ -77,6 +83,34 @@ class HubFiles:
 
     def list(self, folder: str) -> list[str]:
         return LocalFiles(self.root).list(folder)
+
+
+def check_inside(name: str, label: str, episode: int | None = None) -> None:
+    """Raise EpisodeError for a name, read from metadata, that no file of the dataset can have."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or len(name) > MAX_NAME:
+        raise EpisodeError("leads out of the dataset, or is no name of a file", label[:MAX_NAME], episode)
+
+
+def load_numbers(path: Path) -> np.ndarray:
+    """The array in an npy file. OSError or ValueError when it is damaged or holds no numbers.
+
+    It is mapped before it is copied: a header that promises more than the file holds costs no memory.
+    """
+    with path.open("rb") as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            raise ValueError("it is no npy file")
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        if "Python objects" in str(error):
+            raise ValueError("Object arrays cannot be loaded: they are pickles, which run code") from error
+        raise
+    except Exception as error:  # numpy reads headers with Python's own tokenizer and parser
+        raise ValueError(f"its header makes no sense: {first_line(error)}") from error
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"it holds {values.dtype}, no numbers")
+    return np.array(values)
 
 
 def first_line(error: BaseException) -> str:

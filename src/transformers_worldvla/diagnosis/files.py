@@ -24,6 +24,7 @@ PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.
 CODE_ENTRY_FILES = ("config.json", "processor_config.json")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 SOURCE = Path(__file__).resolve().parents[1]  # where the modules that travel with a checkpoint lie
+WEIGHT_FILE = re.compile(r"[\w.-]+\.safetensors").fullmatch
 _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import\s", re.MULTILINE)
 _AGAIN = "download or save the checkpoint again"
 
@@ -67,7 +68,7 @@ def _missing_weights(folder: Path) -> list[str]:
         return [] if (folder / WEIGHTS).is_file() else [f"{WEIGHTS} (or {INDEX})"]
     try:
         return [name for name in _shards(folder) if not (folder / name).is_file()]
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, RecursionError):
         return []  # no index: `check_files` says that it is no JSON, `check_weights` the rest
 
 
@@ -76,14 +77,23 @@ def _shards(folder: Path) -> list[str]:
     if is_adapter(folder):
         return [ADAPTER_WEIGHTS]
     if (folder / INDEX).is_file():
-        return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        return sorted(set(_weight_map(folder).values()))
     return [WEIGHTS]
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Weight -> the file of this folder that holds it. Raises ValueError."""
+    document = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    places = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) and WEIGHT_FILE(name) for name in places.values()):
+        raise ValueError(f"{INDEX} does not say which files of the folder hold the weights")
+    return places
 
 
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -97,7 +107,7 @@ def check_weights(folder: Path) -> Finding:
 
     try:
         shapes, not_finite = _read_weights(folder)
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         return Finding("weights", FAILED, f"cannot be read: {' '.join(str(error).split())}", _AGAIN)
     if not_finite:
         found = f"{len(not_finite)} weights hold NaN or infinity, {not_finite[0]} the first"
@@ -108,8 +118,8 @@ def check_weights(folder: Path) -> Finding:
         return Finding("weights", OK, f"adapter of {count:,} parameters, all finite", numbers=numbers)
     try:
         wanted, tied = _configured_shapes(folder)
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        found = f"config.json describes no model: {' '.join(str(error).split())}"
+    except Exception as error:  # transformers raises whatever it likes on fields that make no sense
+        found = f"config.json describes no model: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
         return Finding("weights", FAILED, found, _AGAIN)
     missing = sorted(wanted.keys() - shapes.keys() - tied)
     differing = [name for name in sorted(wanted.keys() & shapes.keys()) if wanted[name] != shapes[name]]
@@ -135,7 +145,7 @@ def _read_weights(folder: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             not_finite.append(name)
     if (folder / INDEX).is_file() and not is_adapter(folder):
-        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        places = _weight_map(folder)
         if absent := sorted(places.keys() - shapes.keys()):
             raise ValueError(f"{INDEX} names {absent[0]}, which {places[absent[0]]} does not hold")
     return shapes, not_finite
@@ -171,7 +181,7 @@ def check_code(folder: Path) -> Finding:
         return Finding("code", SKIPPED, "an adapter uses the code of its base")
     try:
         references = _code_references(folder)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         return Finding("code", FAILED, f"cannot be read: {' '.join(str(error).split())}", _AGAIN)
     copy = f"copy the files *_worldvla.py of {SOURCE.name} into the folder, or save it with this library again"
     if not references:
@@ -202,7 +212,7 @@ def _code_references(folder: Path) -> set[str]:
             continue
         document: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
         for holder in (document, document.get("image_processor") or {}):
-            found |= set((holder.get("auto_map") or {}).values())
+            found |= {str(reference) for reference in (holder.get("auto_map") or {}).values()}
     return found
 
 

@@ -68,19 +68,10 @@ def _check_libero(robot: Embodiment, dataset: EpisodeDataset | None) -> tuple[li
 
 def find_libero_task(dataset: EpisodeDataset | None) -> tuple[str, int, bool]:
     """Suite and number of the task whose text the dataset's first episode has, and whether there is one."""
-    from ..evaluation.libero_suites import SUITES, find_tasks
+    from ..evaluation.libero_suites import match_task
 
-    if dataset is not None:
-        wanted = _plain(dataset[0].instruction)
-        for suite in SUITES:
-            for task in find_tasks(suite):
-                if _plain(task.instruction) == wanted:
-                    return suite, task.index, True
-    return "libero_goal", 0, False
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().strip(" .").split())
+    task = None if dataset is None else match_task(dataset[0].instruction)
+    return ("libero_goal", 0, False) if task is None else (task.suite, task.index, True)
 
 
 def _check_meta_world(robot: Embodiment, dataset: EpisodeDataset | None) -> tuple[list[Finding], np.ndarray | None]:

@@ -173,12 +173,13 @@ class LiberoEnv:
 
         simulator = self.simulator
         try:
-            context = MjRenderContextOffscreen(simulator.sim, device_id=simulator.render_gpu_device_id)
+            context = MjRenderContextOffscreen(
+                _Snapshot(simulator.sim.model, self._seen), device_id=simulator.render_gpu_device_id
+            )
         except (RuntimeError, ImportError) as error:
             raise ImportError(f"MuJoCo cannot draw here: {' '.join(str(error).split())}") from error
         context.vopt.geomgroup[0] = int(simulator.render_collision_mesh)
         context.vopt.geomgroup[1] = int(simulator.render_visual_mesh)
-        context.data = _Snapshot(self._seen)
         return context
 
     def _watch(self) -> None:
@@ -198,8 +199,9 @@ class LiberoEnv:
 
     def close(self) -> None:
         """Free the simulator and its OpenGL context."""
-        self._context = None
-        self.simulator.sim._render_context_offscreen = None
+        if self._context is not None:
+            self._context.gl_ctx.make_current()  # textures are freed by number, in whatever context is current
+            self._context = None
         self._wrapper.close()
 
     def _retry_placement(self, place: Any) -> Any:
@@ -212,10 +214,20 @@ class LiberoEnv:
 
 
 class _Snapshot:
-    """Simulator data in the shape that robosuite's renderer expects."""
+    """A moment of the simulation in the shape that robosuite's renderer expects.
 
-    def __init__(self, data: Any):
-        self._data = data
+    Opened on the simulation itself, the renderer would call its `forward`, which moves the solver's warm start: an
+    episode would go another way (by rounding) when its first picture is also the first of its process.
+    """
+
+    def __init__(self, model: Any, data: Any):
+        self.model, self.data, self._data = model, self, data
+
+    def forward(self) -> None:
+        """What is drawn was computed when it was seen."""
+
+    def add_render_context(self, context: Any) -> None:
+        """The context belongs to `LiberoEnv`."""
 
 
 @contextmanager

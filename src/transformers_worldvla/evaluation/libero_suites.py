@@ -31,6 +31,7 @@ PERTURBATIONS = {
     "object": "objects look different",
     "swap": "objects change places",
     "task": "another task in the same scene",
+    "env": "another room",
 }
 # the name of a task is the text; only where LIBERO-PRO rewrites the text, it stands in the task's BDDL file
 _INSTRUCTION_IN_BDDL = ("_lan", "_task")
@@ -96,6 +97,12 @@ def find_task(suite: str, task: int) -> LiberoTask:
     return tasks[task]
 
 
+def match_task(instruction: str) -> LiberoTask | None:
+    """The first task of the five suites with that text, whatever its case and final full stop; None for another."""
+    wanted = _plain(instruction)
+    return next((task for suite in SUITES for task in find_tasks(suite) if _plain(task.instruction) == wanted), None)
+
+
 def base_suite(suite: str) -> str | None:
     """The suite that a LIBERO-PRO variant perturbs; the suite itself for one of the five; None for others."""
     return next((base for base in SUITES if suite == base or suite.startswith(f"{base}_")), None)
@@ -109,12 +116,25 @@ def step_budget(suite: str) -> int:
     return STEP_BUDGETS[base]
 
 
-def perturbed_suites(suite: str) -> tuple[str, ...]:
-    """The LIBERO-PRO variants of one of the suites spatial, object, goal and 10. Raises ValueError for another."""
-    names = tuple(f"{suite}_{kind}" for kind in PERTURBATIONS)
+def perturbed_suites(suite: str) -> dict[str, str]:
+    """The LIBERO-PRO variants of one of the suites spatial, object, goal and 10: kind of `PERTURBATIONS` -> suite.
+
+    Kinds that the installed package only names are left out. Raises ValueError for another suite.
+    """
     if suite not in SUITES or suite == "libero_90":
         raise ValueError(f"LIBERO-PRO perturbs libero_spatial, libero_object, libero_goal and libero_10, not {suite}")
-    return names
+    return {kind: f"{suite}_{kind}" for kind in PERTURBATIONS if _is_brought(f"{suite}_{kind}")}
+
+
+def _is_brought(suite: str) -> bool:
+    try:
+        return bool(find_tasks(suite))
+    except ValueError:
+        return False
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().strip(" .").split())
 
 
 def _bddl_instruction(bddl_file: Path) -> str:

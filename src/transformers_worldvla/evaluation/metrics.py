@@ -73,7 +73,7 @@ def read_action_mean(checkpoint: str | Path, action_dim: int) -> np.ndarray | No
         return None
     try:
         mean = np.asarray(json.loads(path.read_text(encoding="utf-8"))["action_mean"], np.float64)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f'{path} holds no {{"action_mean": [{action_dim} numbers]}}: {error!r}') from error
     if mean.shape != (action_dim,) or not np.isfinite(mean).all():
         raise ValueError(f'"action_mean" of {path} is {action_dim} finite numbers, not of shape {mean.shape}')

@@ -229,7 +229,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def _check_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
+            then, now = (repr(settings.get(name))[:100] for settings in (old, new))
+            label = " ".join(name.split())[:40]
             raise ValueError(
-                f"{folder} holds episodes of another run ({name} was {old.get(name)!r}, is now {new.get(name)!r}): "
-                "choose another --output"
+                f"{folder} holds episodes of another run ({label} was {then}, is now {now}): choose another --output"
             )

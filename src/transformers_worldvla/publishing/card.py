@@ -21,7 +21,15 @@ from .folder import ADAPTER, Publication
 
 BEGIN, END = "<!-- worldvla push: begin -->", "<!-- worldvla push: end -->"
 CHAMELEON_CODES, CHAMELEON_VOCABULARY = 8192, 65536
-CHAMELEON_LICENSE = "https://github.com/facebookresearch/chameleon/blob/main/LICENSE"
+CHAMELEON_LICENSE = "https://ai.meta.com/resources/models-and-libraries/chameleon-license/"
+CHAMELEON_POLICY = "https://ai.meta.com/resources/models-and-libraries/chameleon-use-policy/"
+CHAMELEON_TEXT = "https://github.com/facebookresearch/chameleon/blob/main/LICENSE"  # a copy that can be passed on
+CHAMELEON_LICENSE_NAME = "chameleon-research-license"  # as the Hub's card of facebook/chameleon-7b names it
+# section 2.2.3 of the licence asks for this sentence in a text file beside the weights
+CHAMELEON_NOTICE = (
+    "Chameleon is licensed under the Chameleon Research License, Copyright (c) Meta Platforms, Inc. "
+    "All Rights Reserved.\n"
+)
 UNFILLED = "[More Information Needed]"  # of the form that PEFT and transformers write
 _ADAPTER = """\
 ---
@@ -43,12 +51,19 @@ model = AutoModelForCausalLM.from_pretrained(repo)
 ```
 """
 _LINEAGE = f"""\
-The vocabulary and the image tokenizer are Chameleon's. Weights that descend from Meta's Chameleon, as those of WorldVLA
-and Lumina-mGPT do, stand under the [Chameleon Research License]({CHAMELEON_LICENSE}) (research use only), whatever the
-licence of the code is. Read it before you use or pass them on."""
+Vocabulary and image tokenizer are Chameleon's. Weights that descend from Meta's Chameleon, as those of WorldVLA and
+Lumina-mGPT do, stand under the [Chameleon Research License]({CHAMELEON_LICENSE}), whatever the licence of the code is:
+
+- use, changes and outputs are for **noncommercial research only** (sections 2.1 and 3.1);
+- they are passed on, changed or not, under the same terms only, with a copy of the licence and with the file `NOTICE`
+  (section 2.2);
+- Meta's [Acceptable Use Policy]({CHAMELEON_POLICY}) is part of it.
+
+The pages of the published WorldVLA weights say Apache-2.0. That covers what their authors added, not what comes from
+Chameleon. Read the licence before you use these weights or pass them on."""
 _UNKNOWN = f"""\
 An adapter changes the weights of its base, whose licence applies. Where these descend from Meta's Chameleon, that is
-the [Chameleon Research License]({CHAMELEON_LICENSE}) (research use only)."""
+the [Chameleon Research License]({CHAMELEON_LICENSE}) (noncommercial research only)."""
 _OWN = """\
 The vocabulary is not Chameleon's ({vocab_size} tokens, {codes} image codes): these weights do not descend from Meta's
 Chameleon, unless their publisher says otherwise. The code that travels with them is under Apache-2.0."""
@@ -104,6 +119,12 @@ def has_chameleon_lineage(config: WorldVLAConfig) -> bool:
     return bool(config.vq_config.num_embeddings == CHAMELEON_CODES and config.vocab_size >= CHAMELEON_VOCABULARY)
 
 
+def has_chameleon_license(card: ModelCard) -> bool:
+    """Whether the card puts the weights under Chameleon's licence."""
+    data: Any = card.data
+    return bool(data.license == "other" and data.license_name == CHAMELEON_LICENSE_NAME)
+
+
 def _start(publication: Publication, config: WorldVLAConfig | None) -> ModelCard:
     """The card in the folder; a new one where there is none, or only a library's form with nothing filled in."""
     path = publication.folder / CARD_NAME
@@ -114,15 +135,16 @@ def _start(publication: Publication, config: WorldVLAConfig | None) -> ModelCard
 
 
 def _set_license(data: Any, config: WorldVLAConfig | None, license_id: str | None) -> None:
-    if license_id is not None:
-        data.license = license_id
-    elif config is not None and has_chameleon_lineage(config):
-        if data.license not in (None, "other"):
-            raise ValueError(
-                f"the card gives the weights the licence {data.license}, but vocabulary and image tokenizer are "
-                "Chameleon's: say --license other, or the one that you know to hold"
-            )
-        data.license, data.license_name, data.license_link = "other", "chameleon-research-license", CHAMELEON_LICENSE
+    data.license = license_id or data.license
+    if config is None or not has_chameleon_lineage(config):
+        return
+    if license_id is None and data.license not in (None, "other"):
+        raise ValueError(
+            f"the card gives the weights the licence {data.license}, but vocabulary and image tokenizer are "
+            "Chameleon's: say --license other, or the one that you know to hold"
+        )
+    if data.license in (None, "other") and data.license_name is None:
+        data.license, data.license_name, data.license_link = "other", CHAMELEON_LICENSE_NAME, CHAMELEON_LICENSE
 
 
 def _eval_results(evaluations: Mapping[Path, Sequence[Mapping[str, Any]]]) -> list[EvalResult]:

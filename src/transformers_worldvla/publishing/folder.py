@@ -1,4 +1,4 @@
-"""What a folder holds (model, adapter or frame-token cache), whether all of it is there, and which files go to the Hub.
+"""What a folder holds (model, adapter, frame-token cache, Space), if all of it is there, and which files go to the Hub.
 
 Nothing is changed and nothing is sent here. Training leaves more in a folder than readers of a checkpoint need: the
 Trainer's own checkpoints, the settings of the run with this machine's paths, pickles. Those stay.
@@ -8,12 +8,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import RepoCard
+from yaml import YAMLError
+
 from ..card_worldvla import CARD_NAME
 from ..data.cache import DATA, HEADER, FrameTokenCache
 from ..diagnosis.files import ADAPTER_CONFIG, check_folder, is_adapter
 from ..diagnosis.report import FAILED, OK, WARNING, Finding
 
-MODEL, ADAPTER, CACHE = "model", "adapter", "dataset cache"
+MODEL, ADAPTER, CACHE, SPACE = "model", "adapter", "dataset cache", "Space"
 PUBLIC = (".safetensors", ".json", ".py", ".md", ".txt", ".jinja", ".model", ".png", ".jpg", ".gif", ".mp4")
 LEGAL = ("LICENSE", "NOTICE")
 PRIVATE = ("run.json",)  # holds paths of this machine
@@ -24,7 +27,7 @@ _WEIGHTS_AND_CODE = (
     "adapter_model*.safetensors",
     "*_worldvla.py",
 )
-STALE = {MODEL: _WEIGHTS_AND_CODE, ADAPTER: _WEIGHTS_AND_CODE, CACHE: (f"{DATA}/*",)}
+STALE = {MODEL: _WEIGHTS_AND_CODE, ADAPTER: _WEIGHTS_AND_CODE, CACHE: (f"{DATA}/*",), SPACE: ()}
 
 
 @dataclass(frozen=True)
@@ -32,35 +35,40 @@ class Publication:
     """A complete folder that can be published.
 
     Attributes:
-        kind: `model`, `adapter` or `dataset cache`.
+        kind: `model`, `adapter`, `dataset cache` or `Space`.
         files: what goes to the Hub, relative to the folder, in order.
         findings: the checks that were made; none failed.
+        space_sdk: what runs a Space, None for the other kinds.
     """
 
     folder: Path
     kind: str
     files: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
+    space_sdk: str | None = None
 
     @property
     def repo_type(self) -> str:
-        """`model` or `dataset`, as the Hub calls it."""
-        return "dataset" if self.kind == CACHE else "model"
+        """`model`, `dataset` or `space`, as the Hub calls it."""
+        return {CACHE: "dataset", SPACE: "space"}.get(self.kind, "model")
 
 
 def inspect_folder(folder: Path) -> Publication:
     """What there is to publish in a folder.
 
     Raises ValueError (or EpisodeError, which is one) in one line that says what is missing or damaged, and
-    FileNotFoundError when the folder holds nothing of the three kinds.
+    FileNotFoundError when the folder holds nothing of the four kinds.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder")
     if (folder / HEADER).is_file():
         return _inspect_cache(folder)
     if not is_adapter(folder) and not (folder / "config.json").is_file():
+        if (space := _inspect_space(folder)) is not None:
+            return space
         raise FileNotFoundError(
-            f"{folder} holds nothing to push: no config.json (model), {ADAPTER_CONFIG} (adapter) or {HEADER} (cache)"
+            f"{folder} holds nothing to push: no config.json (model), {ADAPTER_CONFIG} (adapter), {HEADER} (cache) "
+            f"or {CARD_NAME} that names an sdk (Space)"
         )
     findings = [*check_folder(folder), _check_settings(folder)]
     for finding in findings:
@@ -84,20 +92,39 @@ def public_files(folder: Path) -> tuple[str, ...]:
 def _check_settings(folder: Path) -> Finding:
     """The processor and the config load and are of this library, and robots have their ranges."""
     from ..configuration_worldvla import WorldVLAConfig
-    from ..processing_worldvla import WorldVLAProcessor
+    from ..serving.loading import open_processor
 
     try:
         if not is_adapter(folder):
             found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
             if found != WorldVLAConfig.model_type:
                 return Finding("settings", FAILED, f"model type {found!r}", "`worldvla convert` makes one of ours")
-        robots = WorldVLAProcessor.from_pretrained(folder, local_files_only=True).embodiments
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        robots = open_processor(folder).embodiments
+    except (OSError, ValueError, AttributeError) as error:
         return Finding("settings", FAILED, " ".join(str(error).split()), "save the processor into the folder again")
     if not robots:
         advice = "without ranges nobody can read its actions: fine-tune it, or give the processor an embodiment"
         return Finding("settings", WARNING, "no embodiment", advice)
     return Finding("settings", OK, f"embodiments {', '.join(robots)}")
+
+
+def _inspect_space(folder: Path) -> Publication | None:
+    """A Space, which its card makes one, with all its files; None for another folder."""
+    path = folder / CARD_NAME
+    if not path.is_file():
+        return None
+    try:
+        data = RepoCard.load(path).data
+    except (ValueError, YAMLError) as error:
+        raise ValueError(f"{path}: its header cannot be read: {' '.join(str(error).split())}") from error
+    if (sdk := data.get("sdk")) is None:
+        return None
+    app = data.get("app_file", "app.py")
+    if sdk == "gradio" and not (folder / app).is_file():
+        raise ValueError(f"{folder} is not complete: its card names the app {app}, which is not there")
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    names = [file.as_posix() for file in files if not any(part.startswith((".", "__")) for part in file.parts)]
+    return Publication(folder, SPACE, tuple(sorted(names)), (Finding("app", OK, f"{sdk}, {app}"),), str(sdk))
 
 
 def _inspect_cache(folder: Path) -> Publication:

@@ -13,6 +13,7 @@ def upload_folder(
     revision: str | None = None,
     files: Sequence[str] | None = None,
     delete: Sequence[str] = (),
+    space_sdk: str | None = None,
 ) -> str:
     """Upload files of a folder; returns the address of the commit.
 
@@ -20,6 +21,7 @@ def upload_folder(
         revision: branch to commit to, made from the default one where there is none.
         files: names relative to the folder; all by default.
         delete: patterns of files that go from the repository unless they are uploaded again.
+        space_sdk: what runs a Space that is made here.
 
     Raises ValueError in one line when the Hub refuses; the folder is as it was.
     """
@@ -29,7 +31,9 @@ def upload_folder(
     patterns = None if files is None else [glob.escape(name) for name in files]  # the Hub's patterns are fnmatch's
     try:
         api = HfApi()
-        repo = api.create_repo(repository, repo_type=repo_type, private=private or None, exist_ok=True).repo_id
+        repo = api.create_repo(
+            repository, repo_type=repo_type, private=private or None, exist_ok=True, space_sdk=space_sdk
+        ).repo_id
         if revision is not None:
             api.create_branch(repo, branch=revision, repo_type=repo_type, exist_ok=True)
         commit = api.upload_folder(

@@ -4,6 +4,8 @@ A checkpoint is a folder or a Hub id, of a whole model or of an adapter (LoRA), 
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +23,33 @@ def load_processor(source: str | Path, revision: str | None = None) -> Any:
     from transformers import PreTrainedConfig
 
     from ..configuration_worldvla import WorldVLAConfig
-    from ..processing_worldvla import WorldVLAProcessor
 
     register_auto_classes()
     base = adapter_base(source, revision)
     if base is not None and not _has_file(source, "processor_config.json", revision):
         return load_processor(base)
-    config, _ = PreTrainedConfig.get_config_dict(base or str(source), **_options(base or source, revision))
-    if not config:
+    with _one_line(source):
+        config, _ = PreTrainedConfig.get_config_dict(base or str(source), **_options(base or source, revision))
+    if not isinstance(config, dict) or not config:
         raise ValueError(f"{source} holds no checkpoint: config.json is missing")
     if (found := config.get("model_type")) != WorldVLAConfig.model_type:
         raise ValueError(
             f"{source} is a checkpoint of model type {found!r}, not {WorldVLAConfig.model_type!r}: "
             "`worldvla convert` makes one of the authors' and of Chameleon's"
         )
-    return WorldVLAProcessor.from_pretrained(str(source), **_options(source, revision))
+    return open_processor(source, revision)
+
+
+def open_processor(source: str | Path, revision: str | None = None) -> Any:
+    """The processor that lies beside a model or an adapter, whatever they are.
+
+    Code of its own never runs: without `trust_remote_code=False` transformers would ask whether it may. Raises as
+    `load_processor`.
+    """
+    from ..processing_worldvla import WorldVLAProcessor
+
+    with _one_line(source):
+        return WorldVLAProcessor.from_pretrained(str(source), trust_remote_code=False, **_options(source, revision))
 
 
 def load_model(
@@ -59,13 +73,13 @@ def load_model(
             raise ImportError(
                 f'{source} is an adapter, which needs peft: pip install "transformers_worldvla[train]"'
             ) from None
+    options = {"dtype": dtype, "output_loading_info": True, **_options(source, revision), **kwargs}
+    safe = {"use_safetensors": True, "trust_remote_code": False}  # no pickle, no code of the checkpoint's own
     try:
-        model, info = WorldVLAForCausalLM.from_pretrained(
-            str(source), dtype=dtype, output_loading_info=True, **_options(source, revision), **kwargs
-        )
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{source}: the weights cannot be loaded: {reason}") from error
+        with _one_line(source, "the weights cannot be loaded"):
+            model, info = WorldVLAForCausalLM.from_pretrained(str(source), **safe, **options)
+    except OSError as error:
+        raise ValueError(f"{source}: the weights cannot be loaded: {' '.join(str(error).split())}") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{source}: the weights lack {missing[0]} ({len(missing)} missing in all)")
     if getattr(model, "hf_quantizer", None) is None and "device_map" not in kwargs:
@@ -94,10 +108,32 @@ def adapter_base(source: str | Path, revision: str | None = None) -> str | None:
     )
     if path is None:
         return None
-    base = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    base = document.get("base_model_name_or_path") if isinstance(document, dict) else None
+    if not isinstance(base, str) or not base or "\0" in base:
         raise ValueError(f"{source} is an adapter that does not name its base: set base_model_name_or_path in {path}")
-    return str(base)
+    return base
+
+
+@contextmanager
+def _one_line(source: str | Path, what: str = "its files are damaged") -> Iterator[None]:
+    """ValueError in one line that names the source for all that libraries raise when they read damaged files.
+
+    What a file system or the Hub refuses (OSError) passes; packages that are missing stay an ImportError, in one line.
+    """
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except ImportError as error:
+        raise ImportError(f"{source}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:1000]
+        kind = "" if isinstance(error, ValueError | RuntimeError | SafetensorError) else f"{type(error).__name__}: "
+        raise ValueError(f"{source}: {what}: {kind}{reason}") from error
 
 
 def _has_file(source: str | Path, name: str, revision: str | None) -> bool:

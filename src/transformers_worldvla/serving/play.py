@@ -35,6 +35,10 @@ class Keyboard:
     A key moves one dimension by a share (`speed`) of the end of its range, all others stay: 0 where actions are deltas,
     the pose held so far where they are absolute (at first the middle of the ranges, as no frame tells the pose). The
     gripper has a key of its own and stays as it is.
+
+    Attributes:
+        moves: key -> the dimension that it moves and the direction, +1 or -1.
+        speed: share of the end of the range.
     """
 
     def __init__(self, robot: Embodiment):
@@ -44,7 +48,7 @@ class Keyboard:
         moving = [
             index for index in range(robot.action_dim) if index != gripper and self._high[index] > self._low[index]
         ]
-        self._moves = {
+        self.moves = {
             key: (index, sign)
             for index, pair in zip(moving, PAIRS, strict=False)
             for key, sign in zip(pair, (1, -1), strict=True)
@@ -69,11 +73,11 @@ class Keyboard:
             place = SPEEDS.index(self.speed) + (1 if key == FASTER else -1)
             self.speed = SPEEDS[min(max(place, 0), len(SPEEDS) - 1)]
             return None
-        elif key not in self._moves and key != STAY:
+        elif key not in self.moves and key != STAY:
             return None
         action = self._held.copy()
-        if key in self._moves:
-            index, sign = self._moves[key]
+        if key in self.moves:
+            index, sign = self.moves[key]
             if self._robot.semantics == "delta":
                 action[index] = self.speed * (self._high[index] if sign > 0 else self._low[index])
             else:
@@ -85,7 +89,7 @@ class Keyboard:
     def help(self) -> str:
         """One line that says what the keys do."""
         names = self._robot.action_names or tuple(str(index) for index in range(self._robot.action_dim))
-        pairs = [f"{up}/{down} {names[self._moves[up][0]]}" for up, down in PAIRS if up in self._moves]
+        pairs = [f"{up}/{down} {names[self.moves[up][0]]}" for up, down in PAIRS if up in self.moves]
         gripper = ["space gripper"] if self._gripper is not None else []
         return ", ".join([*pairs, *gripper, f"{STAY} stay", "+/- speed", f"{RESTART} restart", "q quit"])
 

@@ -220,7 +220,7 @@ def _save_merged(
         cast_decoder(merged, dtype)
         merged.config.dtype = dtype
         merged.save_pretrained(folder)
-        WorldVLAProcessor.from_pretrained(adapter).save_pretrained(folder)
+        WorldVLAProcessor.from_pretrained(adapter, trust_remote_code=False).save_pretrained(folder)
         copy_training_section(adapter, folder)
         if (adapter / STATISTICS_FILE).is_file():
             shutil.copyfile(adapter / STATISTICS_FILE, folder / STATISTICS_FILE)

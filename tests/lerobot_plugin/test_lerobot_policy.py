@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import DATASET, ROBOT
 from lerobot_environment import require_lerobot
+from plugin_robot import DATASET, ROBOT
 from small_checkpoint import write_checkpoint
 
 require_lerobot()

@@ -10,8 +10,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import DATASET, PLUGIN, ROBOT
 from lerobot_environment import require_lerobot
+from plugin_robot import DATASET, PLUGIN, ROBOT
 
 require_lerobot()
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DATASET, PLUGIN
 from lerobot_environment import require_lerobot
+from plugin_robot import DATASET, PLUGIN
 from safetensors.torch import load_file
 
 require_lerobot()

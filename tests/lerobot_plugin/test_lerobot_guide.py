@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import DATASET
 from lerobot_environment import require_lerobot
+from plugin_robot import DATASET
 
 require_lerobot()
 
