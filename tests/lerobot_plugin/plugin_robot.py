@@ -1,4 +1,4 @@
-"""The robot of the dataset that LeRobot's own writer made (tests/fixtures/lerobot_small), and how to name the plugin."""
+"""The robot of the dataset that LeRobot's own writer made (`fixtures/lerobot_small`), and how to name the plugin."""
 
 from pathlib import Path
 
