@@ -131,3 +131,14 @@ def test_the_average_is_that_of_suites() -> None:
     assert lines[0].startswith("a: 50.0 %")
     assert "do 0" in lines[1]
     assert lines[-1].startswith("average of suites: 75.0 %")
+
+
+@pytest.mark.parametrize("seed", ["NaN", "-Infinity", "1e999", '"\\ud800"'])
+def test_what_could_not_be_written_again_is_refused(tmp_path: Path, seed: str) -> None:
+    ResultFolder(tmp_path, SETTINGS).add(row(seed="here"))
+    file = tmp_path / "episodes.jsonl"
+    damaged = file.read_text().replace('"here"', seed)
+    file.write_text(damaged)
+    with pytest.raises(ValueError, match="episodes.jsonl, line 1 is no episode"):
+        ResultFolder(tmp_path, SETTINGS)
+    assert file.read_text() == damaged

@@ -50,7 +50,7 @@ def cache(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_episode(folder / "made", steps=8, seed=number)
         (folder / "made" / "episode_0").rename(folder / f"episode_{number}")
     (folder / "made").rmdir()
-    output = folder.parent / "cache"
+    output = tmp_path_factory.mktemp("caches") / "arm"
     code = worldvla(["tokenize", str(folder), "--model", str(checkpoint), "--output", str(output),
                      "--val-share", "0.3", "--ood-share", "0"])  # fmt: skip
     assert code == 0

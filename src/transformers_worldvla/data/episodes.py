@@ -26,7 +26,7 @@ class EpisodeError(ValueError):
 
     def __init__(self, reason: str, file: str | Path | None = None, episode: int | None = None):
         self.reason = " ".join(reason.split())
-        self.file = None if file is None else str(file)
+        self.file = None if file is None else " ".join(str(file).splitlines())
         self.episode = episode
         places = [self.file, None if episode is None else f"episode {episode}", self.reason]
         super().__init__(": ".join(place for place in places if place is not None))

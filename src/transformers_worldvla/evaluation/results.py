@@ -210,6 +210,7 @@ def _read_rows(path: Path, torn: bool = False) -> list[dict[str, Any]]:
                 raise TypeError("success")
             if row["success"] and not isinstance(row["steps"], int | float):
                 raise TypeError("steps")
+            _line(row).encode()  # refuses NaN, infinities and lone surrogates, which could not be written again
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is no episode: {error}") from error
         rows.append(row)
