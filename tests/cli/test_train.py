@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_checkpoint import LIBERO, NUM_ACTIONS, write_episode
+from small_checkpoint import LIBERO, NUM_ACTIONS, small_model, small_processor, write_episode
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from transformers_worldvla import WorldVLAConfig
@@ -101,6 +101,20 @@ def test_trains_an_adapter_from_a_raw_dataset_and_merges_it(
     assert "library_name: peft" in card and "2 optimizer steps" in card and robot.name in card
     assert "## Training" in (output / "merged" / "README.md").read_text()
     assert (output / "cache" / f"0-{recordings.name}" / "worldvla_cache.json").is_file()
+    assert worldvla("predict", "--model", output, "--images", *_pictures(recordings), "--instruction", "lift").code == 0
+
+
+def test_trains_over_a_base_of_four_bits(worldvla: Callable[..., Any], recordings: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: the extra qlora")
+    base, output = tmp_path / "base", tmp_path / "run"
+    processor = small_processor()
+    small_model(processor, hidden_size=64, intermediate_size=64).save_pretrained(base)  # NF4 has blocks of 64 weights
+    processor.save_pretrained(base)
+    stored = {file.name: file.read_bytes() for file in base.glob("*.safetensors")}
+    command = ("train", "--dataset", recordings, "--model", base, "--output", output, "--recipe", "qlora", "--merge")
+    document = worldvla(*command, "--json", "--steps", 3, "--lora-rank", 4, *FAST).document
+    assert document["steps"] == 3 and document["merged"]["merge_difference"] < 1e-3
+    assert {file.name: file.read_bytes() for file in base.glob("*.safetensors")} == stored
     assert worldvla("predict", "--model", output, "--images", *_pictures(recordings), "--instruction", "lift").code == 0
 
 

@@ -96,7 +96,7 @@ LORA = Recipe(
 
 QLORA = Recipe(
     name=QUANTIZED,
-    summary="as lora, over a base of 4 bits (bitsandbytes NF4); needs an NVIDIA GPU",
+    summary="as lora, over a base of 4 bits (bitsandbytes NF4)",
     adapter=QUANTIZED,
     epochs=LORA.epochs,
     # Dettmers et al. 2023 take 2e-4 up to 13B parameters
@@ -123,13 +123,11 @@ RECIPES = {recipe.name: recipe for recipe in (LORA, QLORA, FULL, AUTHORS)}
 
 
 def check_quantization() -> None:
-    """Raise ValueError or ImportError in one line where a base of 4 bits cannot be trained."""
-    if not torch.cuda.is_available():
-        raise ValueError("qlora needs an NVIDIA GPU, and this machine shows none: use the recipe lora")
+    """Raise ImportError in one line where a base of 4 bits cannot be loaded."""
     try:
         import bitsandbytes  # noqa: F401
     except ModuleNotFoundError:
-        raise ImportError("qlora needs bitsandbytes: pip install bitsandbytes") from None
+        raise ImportError('qlora needs bitsandbytes: pip install "transformers_worldvla[qlora]"') from None
 
 
 def load_for_training(
@@ -145,7 +143,8 @@ def load_for_training(
         options: further arguments of `from_pretrained`, such as `revision`.
 
     Raises:
-        ValueError: `qlora` on a machine that cannot, or an adapter folder for a recipe that trains everything.
+        ValueError: an adapter folder for a recipe that trains everything.
+        ImportError: `qlora` without bitsandbytes.
     """
     if recipe.adapter is None:
         if is_adapter(checkpoint):
