@@ -1,4 +1,4 @@
-"""Pictures and rollouts where the Trainer reports to: a real TensorBoard log, read back."""
+"""Pictures and rollouts where the Trainer reports to: real logs of TensorBoard, wandb and trackio, read back."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -62,3 +62,43 @@ def test_logs_scalars_pictures_and_rollouts_to_tensorboard(
             found = file[row * PIXELS : (row + 1) * PIXELS, column * PIXELS : (column + 1) * PIXELS]
             # a convolution rounds otherwise in another batch
             np.testing.assert_allclose(found.astype(int), np.asarray(wanted).astype(int), atol=1)
+
+
+@pytest.fixture
+def train_a_step(
+    processor: Any, make_trainer: Callable[..., WorldVLATrainer], tmp_path: Path
+) -> Callable[[str], np.ndarray]:
+    """Trains a step that reports to one place, and gives the picture that it drew, (H, W, 3) uint8."""
+
+    def run(report_to: str) -> np.ndarray:
+        samples = random_samples(processor)
+        worlds = [samples[item] for item in samples.items_of("world")[:2]]
+        pictures = SamplePicturesCallback(processor, worlds, tmp_path / "pictures")
+        options = {"max_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "report_to": [report_to]}
+        make_trainer(processor, samples, eval_dataset=worlds, callbacks=[pictures], **options).train()
+        return np.asarray(Image.open(tmp_path / "pictures" / "step-1.png"))
+
+    return run
+
+
+def test_logs_pictures_to_wandb(
+    train_a_step: Callable[[str], np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    picture = train_a_step("wandb")
+    wandb.finish()
+    file = next((tmp_path / "wandb").rglob("files/media/images/samples/*.png"))
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), picture)
+
+
+def test_logs_pictures_to_trackio(
+    train_a_step: Callable[[str], np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    picture = train_a_step("trackio")
+    file = next((tmp_path / "trackio").rglob("*.png"))
+    np.testing.assert_array_equal(np.asarray(Image.open(file).convert("RGB")), picture)
