@@ -253,6 +253,12 @@ def start_server(model: str, arguments: list[str]) -> tuple[subprocess.Popen[str
     raise SystemExit(f"the server did not start (exit code {server.wait()})")
 
 
+def fifths(values: list[float]) -> list[list[float]]:
+    """Five parts of at least five values, in order."""
+    cuts = [round(len(values) * part / 5) for part in range(6)]
+    return [values[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+
+
 def memory_mb(pid: int) -> float:
     """Resident memory of a process, where /proc tells."""
     status = Path(f"/proc/{pid}/status")
@@ -285,7 +291,7 @@ def main() -> None:
         memory = []
         while any(thread.is_alive() for thread in threads):
             memory.append(memory_mb(server.pid))
-            time.sleep(min(5.0, args.seconds / 5))
+            time.sleep(min(5.0, args.seconds / 25))
         took = time.monotonic() - began
         crashed = server.poll() is not None
         alive = not crashed and robots[0].ask((0,)).shape == robots[0].answers[(0,)].shape
@@ -316,7 +322,7 @@ def main() -> None:
         "unexpected": [line for robot in robots for line in robot.unexpected],
         "server_memory_mb": {
             "start": round(before),
-            "median_last_fifth": round(statistics.median(memory[-max(1, len(memory) // 5) :])),
+            "median_by_fifth": [round(statistics.median(part)) for part in fifths(memory)],  # grows to the end: a leak
             "largest": round(max(memory)),
         },
         "crashes": int(crashed),
