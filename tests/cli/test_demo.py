@@ -249,13 +249,15 @@ def test_bundled_checkpoint_beats_its_baselines(worldvla_process: Callable[..., 
     assert actions["mean_action_of"] == "the training set"
     l1, constant = actions["l1"], actions["constant_dimensions"]
     assert l1["model"]["total"] <= 0.5 * l1["mean_action"]["total"]
-    # in every dimension over the nine held-out episodes (docs/experiments.md); a single one of them may miss one
+    # in every dimension over all held-out episodes (docs/experiments.md); a single one of them may miss one
     moving = [dimension for dimension in range(7) if dimension not in constant]
     ours, mean = l1["model"]["per_dimension"], l1["mean_action"]["per_dimension"]
     assert sum(ours[dimension] < mean[dimension] for dimension in moving) >= len(moving) - 1
     next_frame, rollout = report["next_frame"]["psnr"], report["rollout"]["psnr"]
-    assert next_frame["model"] >= next_frame["reconstruction_ceiling"] - 2.0
-    assert rollout["model"][9] > rollout["copy_last_frame"][9]
+    assert next_frame["model"] >= next_frame["reconstruction_ceiling"] - 1.5
+    for frames in (5, 10):
+        imagined, copied = (sum(rollout[name][:frames]) for name in ("model", "copy_last_frame"))
+        assert imagined > copied, f"over {frames} frames"
     assert (tmp_path / "worldvla-demo" / "demo.gif").stat().st_size < 8e6
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert seconds < 100, "60 s on two cores; here it runs on one, and what else the machine does is not counted"
