@@ -54,8 +54,8 @@ def main() -> None:
     facts = {"model": checkpoint.name, "checkpoint": hash_checkpoint(checkpoint), "versions": versions()}
     rows = {}
     for name, planner in planners.items():
-        goal = {"goals": args.dataset, "candidates": args.candidates, "horizon": args.horizon}
-        own = {} if name == "plain" else goal
+        planning = {"goals": args.dataset, "candidates": args.candidates, "horizon": args.horizon}
+        own = planning if name == "planned" else {}
         results = ResultFolder(args.output / name, {"benchmark": "libero", "seed": 0, **facts, **own})
         rows[name] = evaluate(planner, results, facts, world.processor, tasks, args)
         print(f"{name}: {format_rate(rate(rows[name]))}", flush=True)

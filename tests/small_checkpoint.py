@@ -57,10 +57,10 @@ def small_model(processor: WorldVLAProcessor, seed: int = 0, **fields: Any) -> W
     return WorldVLAForCausalLM(tiny_config(vocabulary_map=vocabulary, **sizes, **fields)).eval()
 
 
-def write_checkpoint(folder: Path, *robots: Embodiment) -> Path:
-    """A folder with model and processor, as `save_pretrained` writes them."""
+def write_checkpoint(folder: Path, *robots: Embodiment, **fields: Any) -> Path:
+    """A folder with model and processor, as `save_pretrained` writes them; `fields` go to the model's config."""
     processor = small_processor(*robots)
-    small_model(processor).save_pretrained(folder)
+    small_model(processor, **fields).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 

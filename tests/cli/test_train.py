@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_checkpoint import LIBERO, NUM_ACTIONS, small_model, small_processor, write_episode
+from small_checkpoint import LIBERO, NUM_ACTIONS, write_checkpoint, write_episode
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from transformers_worldvla import WorldVLAConfig
@@ -106,10 +106,8 @@ def test_trains_an_adapter_from_a_raw_dataset_and_merges_it(
 
 def test_trains_over_a_base_of_four_bits(worldvla: Callable[..., Any], recordings: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: the extra qlora")
-    base, output = tmp_path / "base", tmp_path / "run"
-    processor = small_processor()
-    small_model(processor, hidden_size=64, intermediate_size=64).save_pretrained(base)  # NF4 has blocks of 64 weights
-    processor.save_pretrained(base)
+    base = write_checkpoint(tmp_path / "base", hidden_size=64, intermediate_size=64)  # NF4 has blocks of 64 weights
+    output = tmp_path / "run"
     stored = {file.name: file.read_bytes() for file in base.glob("*.safetensors")}
     command = ("train", "--dataset", recordings, "--model", base, "--output", output, "--recipe", "qlora", "--merge")
     document = worldvla(*command, "--json", "--steps", 3, "--lora-rank", 4, *FAST).document

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_checkpoint import small_model, small_processor, write_checkpoint
+from small_checkpoint import small_model, write_checkpoint
 from training_samples import random_samples
 
 from transformers_worldvla.training import RECIPES, WorldVLATrainer
@@ -108,8 +108,8 @@ def test_precision_of_what_is_trained_and_what_is_not(tmp_path: Path) -> None:
 def test_four_bits_under_an_adapter(tmp_path: Path, bf16: bool) -> None:
     """Linears of the decoder are NF4; embedding, head and image tokenizer are not, and gradients reach the adapter."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: the extra qlora")
-    small_model(small_processor(), hidden_size=64, intermediate_size=64).save_pretrained(tmp_path)  # blocks of 64
-    model = load_for_training(str(tmp_path), RECIPES["qlora"], bf16=bf16, lora={"rank": 2})
+    base = write_checkpoint(tmp_path / "base", hidden_size=64, intermediate_size=64)  # NF4 has blocks of 64 weights
+    model = load_for_training(str(base), RECIPES["qlora"], bf16=bf16, lora={"rank": 2})
     four_bits = {name for name, weight in model.named_parameters() if type(weight).__name__ == "Params4bit"}
     assert len(four_bits) == 7 * model.config.num_hidden_layers
     assert not [name for name in four_bits if "lm_head" in name or "vqmodel" in name]
