@@ -35,10 +35,9 @@ def begin(store: Store, caches: Sequence[Path], sizes: set[int]) -> None:
 
     Raises ValueError, before anything is written, where pictures of one of `sizes` pixels cannot be had.
     """
-    import json
 
     from transformers_worldvla.data.cache import read_header
-    from transformers_worldvla.durable import write_whole
+    from transformers_worldvla.durable import write_json
 
     given = {read_header(cache)["image_transform"]["target_size"]: cache for cache in caches}
     for px in sorted(sizes - given.keys()):
@@ -54,7 +53,7 @@ def begin(store: Store, caches: Sequence[Path], sizes: set[int]) -> None:
         if not place.exists():
             place.parent.mkdir(exist_ok=True)
             place.symlink_to(cache.resolve())
-    write_whole(store.output / BUDGET_FILE, json.dumps(asdict(store.budget), indent=2) + "\n")
+    write_json(store.output / BUDGET_FILE, asdict(store.budget))
 
 
 def checkpoint_folder(model: str) -> Path:
@@ -156,12 +155,11 @@ def evaluate_frames(store: Store, training: Training) -> None:
 
 def measure_speed(store: Store, trainings: Sequence[Training]) -> None:
     """Time an answer of each model, in turns, so that other work on the machine falls on all alike."""
-    import json
 
     import numpy as np
     import torch
 
-    from transformers_worldvla.durable import write_whole
+    from transformers_worldvla.durable import write_json
 
     trainings = [training for training in dict.fromkeys(trainings) if store.is_trained(training)]
     if {store.name(training) for training in trainings} <= store.speeds().keys():
@@ -183,7 +181,7 @@ def measure_speed(store: Store, trainings: Sequence[Training]) -> None:
             "threads": torch.get_num_threads(),
             "device": "cuda" if torch.cuda.is_available() else "cpu",
         }
-    write_whole(store.output / SPEED_FILE, json.dumps(report, indent=2) + "\n")
+    write_json(store.output / SPEED_FILE, report)
 
 
 def _answerer(store: Store, training: Training) -> Any:

@@ -1,7 +1,9 @@
 """Files that survive a kill: written whole or not at all, or a line at a time."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def append_line(path: Path, line: str) -> None:
@@ -20,3 +22,8 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """A document as indented JSON, all at once."""
+    write_whole(path, json.dumps(document, indent=2) + "\n")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..durable import append_line, write_whole
+from ..durable import append_line, write_json, write_whole
 from .statistics import mcnemar_exact, wilson_interval
 
 EPISODES_FILE, SETTINGS_FILE = "episodes.jsonl", "run.json"
@@ -50,7 +50,7 @@ class ResultFolder:
             raise ValueError(f"{folder} has an {EPISODES_FILE} without {SETTINGS_FILE}: choose another --output")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(settings_file, json.dumps(settings, indent=2) + "\n")
+            write_json(settings_file, settings)
         self.rows = {episode_key(row): row for row in _read_rows(self.episodes_file, torn=True)}
         self.finish()  # a line that a killed run left torn goes
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..data.episodes import Episode
-from ..durable import append_line, write_whole
+from ..durable import append_line, write_json, write_whole
 from .metrics import psnr
 from .open_loop import Recording, read_recording, roll_out, rollout_candidates, rollout_starts
 from .open_loop_pictures import draw_rollout_gif
@@ -156,7 +156,7 @@ class WorldModelResults:
             raise ValueError(f"{folder} has an {EPISODES_FILE} without {SETTINGS_FILE}: choose another --output")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(settings_file, json.dumps(wanted, indent=2) + "\n")
+            write_json(settings_file, wanted)
         self.rows: dict[tuple[int, int], dict[str, Any]] = {}
         if self._file.exists():
             complete = self._file.read_text(encoding="utf-8").split("\n")[:-1]  # a killed run may leave a torn line

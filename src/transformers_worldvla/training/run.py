@@ -23,7 +23,7 @@ from transformers import set_seed
 from ..card_worldvla import CARD_NAME
 from ..configuration_worldvla import WorldVLAConfig
 from ..data import WorldVLADataCollator
-from ..durable import write_whole
+from ..durable import write_json
 from .adapters import STATISTICS_FILE, base_model, cast_decoder, is_peft_model
 from .arguments import WorldVLATrainingArguments
 from .callbacks import SamplePicturesCallback
@@ -218,7 +218,7 @@ def run_training(
     arguments = training_arguments(settings, options, len(train))
     if arguments.should_save:
         options.output.mkdir(parents=True, exist_ok=True)
-        write_whole(options.output / RUN_FILE, json.dumps({"settings": run}, indent=2) + "\n")
+        write_json(options.output / RUN_FILE, {"settings": run})
     processor.num_actions, processor.history = settings.samples.num_actions, settings.samples.history
     set_seed(arguments.seed)  # of the new weights of an adapter
     model = load_for_training(
@@ -246,8 +246,8 @@ def run_training(
     }
     _finish(trainer, settings, options, sources, result)
     if trainer.args.should_save:
-        write_whole(options.output / LOG_FILE, json.dumps(history, indent=2) + "\n")
-        write_whole(options.output / RUN_FILE, json.dumps({"settings": run, "result": result}, indent=2) + "\n")
+        write_json(options.output / LOG_FILE, history)
+        write_json(options.output / RUN_FILE, {"settings": run, "result": result})
     return result
 
 
@@ -314,7 +314,7 @@ def _finish(
     if not trainer.args.should_save:
         return
     (output / "training_args.bin").unlink(missing_ok=True)  # a pickle that no reader of the checkpoint needs
-    write_whole(output / STATISTICS_FILE, json.dumps(action_statistics(sources), indent=2) + "\n")
+    write_json(output / STATISTICS_FILE, action_statistics(sources))
     adapter_of = settings.checkpoint if is_peft_model(model) else None
     write_training_card(card, config, [source.embodiment for source in sources], result, adapter_of)
 
