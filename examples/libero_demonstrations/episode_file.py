@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -19,19 +19,23 @@ from transformers_worldvla.evaluation.libero_env import LiberoEnv
 from transformers_worldvla.evaluation.libero_expert import LiberoExpert
 from transformers_worldvla.evaluation.libero_suites import step_budget
 
+if TYPE_CHECKING:
+    from learner import Learner
+
 HDF5_CAMERAS = {"agentview": "agentview_rgb", "robot0_eye_in_hand": "eye_in_hand_rgb"}  # LIBERO's names
 PATCH = 16  # pixels: all steps of such a square are compressed together, and most of a scene stands still
 CLEARANCE = 1e-4  # a placement that is nearer to an official initial state in every number counts as the same
 
 
 def record_episode(
-    env: LiberoEnv, seed: int, cameras: Sequence[str], disturbances: float = 0.0
+    env: LiberoEnv, seed: int, cameras: Sequence[str], disturbances: float = 0.0, learner: "Learner | None" = None
 ) -> dict[str, np.ndarray] | None:
     """Let the expert solve the task from a new placement of all objects.
 
-    `disturbances` is the probability of a push at a step (`Disturbance`).
+    `disturbances` is the probability of a push at a step (`Disturbance`). A `learner` acts first; that is not recorded.
 
-    Returns the rows of the episode, T of each, or None when the goal was not reached in the suite's step budget.
+    Returns the rows of the episode, T of each, or None when the learner reached the goal or the expert did not, in the
+    suite's step budget.
     Raises ValueError when the placement is one of the states that evaluation starts from.
     """
     env.reset(None, seed=seed, settle_steps=0)
@@ -39,6 +43,8 @@ def record_episode(
     if np.abs(env.initial_states - placement).max(axis=1).min() < CLEARANCE:
         raise ValueError(f"seed {seed} places the objects as in an official initial state")
     env.reset(placement, seed=seed)
+    if learner is not None and learner.act(env, seed):
+        return None
     expert, disturbance = LiberoExpert(env), Disturbance(disturbances, seed)
     rows: list[dict[str, np.ndarray]] = []
     done = False

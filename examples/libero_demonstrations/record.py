@@ -40,6 +40,8 @@ class Turn:
     cameras: tuple[str, ...]
     resolution: int
     disturbances: float
+    learner: str | None
+    learner_steps: tuple[int, int]
 
 
 def main() -> None:
@@ -56,6 +58,11 @@ def main() -> None:
         default=0.0,
         metavar="P",
         help="probability that a push begins at a step, which the expert recovers from (%(default)s)",
+    )
+    parser.add_argument("--first-episode", type=int, default=0, metavar="N", help="its number (%(default)s)")
+    parser.add_argument("--learner", metavar="M", help="checkpoint that acts before the expert takes over")
+    parser.add_argument(
+        "--learner-steps", type=int, nargs=2, default=(20, 150), metavar=("MIN", "MAX"), help="(%(default)s)"
     )
     parser.add_argument("--processes", type=int, default=1, help="some 2 GB of memory each (%(default)s)")
     parser.add_argument(
@@ -74,13 +81,15 @@ def plan(args: argparse.Namespace) -> Iterator[Turn]:
     tasks = [(suite, task.index) for suite in args.suites for task in find_tasks(suite)]
     if args.tasks is not None:
         tasks = [(suite, index) for suite, index in tasks if index in args.tasks]
-    for first in range(0, args.episodes, EPISODES_A_TURN):
-        numbers = range(first, min(first + EPISODES_A_TURN, args.episodes))
+    end = args.first_episode + args.episodes
+    for first in range(args.first_episode, end, EPISODES_A_TURN):
+        numbers = range(first, min(first + EPISODES_A_TURN, end))
         for suite, index in tasks:
             missing = [number for number in numbers if not episode_path(args.output, suite, index, number).exists()]
             if missing:
-                cameras = tuple(args.cameras)
-                yield Turn(suite, index, tuple(missing), args.output, cameras, args.resolution, args.disturbances)
+                cameras, learner_steps = tuple(args.cameras), (args.learner_steps[0], args.learner_steps[1])
+                how = (args.resolution, args.disturbances, args.learner, learner_steps)
+                yield Turn(suite, index, tuple(missing), args.output, cameras, *how)
 
 
 def episode_path(output: Path, suite: str, task: int, number: int) -> Path:
@@ -115,15 +124,20 @@ def take_turn(turn: Turn) -> int:
     from transformers_worldvla.evaluation.libero_env import LiberoEnv
 
     env = LiberoEnv(turn.suite, turn.task, resolution=turn.resolution)
+    learner = None
+    if turn.learner is not None:
+        from learner import Learner
+
+        learner = Learner(turn.learner, turn.learner_steps)
     recorded = 0
     try:
         for number in turn.numbers:
             for attempt in range(ATTEMPTS):
                 began, seed = time.perf_counter(), placement_seed(turn.task, number, attempt)
-                rows = record_episode(env, seed, turn.cameras, turn.disturbances)
+                rows = record_episode(env, seed, turn.cameras, turn.disturbances, learner)
                 steps = None if rows is None else len(rows["actions"])
                 line = {"suite": turn.suite, "task": turn.task, "episode": number, "seed": seed}
-                line |= {"disturbances": turn.disturbances, "steps": steps}
+                line |= {"disturbances": turn.disturbances, "learner": turn.learner, "steps": steps}
                 note(turn.output, {**line, "seconds": round(time.perf_counter() - began, 1)})
                 if rows is not None:
                     write_episode(episode_path(turn.output, turn.suite, turn.task, number), env, seed, rows)

@@ -116,6 +116,28 @@ def test_options_reach_the_cache(
     assert "tasks held out: " in result.err and "no-ops: kept" in result.err
 
 
+def test_a_cache_of_changed_pictures(
+    worldvla: Callable[..., Any], arguments: list[object], whole: Path, tmp_path: Path
+) -> None:
+    """Crops alone, under another camera's name: the training steps of the plain cache, other codes."""
+    options = ["--augment", "7", "--augment-colours", "0"]
+    cameras = ["--cameras", "top=image"]
+    result = worldvla(*arguments, *options, *cameras, "--output", tmp_path / "crop", "--json")
+    assert result.code == 0, result.err
+    cache, plain = FrameTokenCache(tmp_path / "crop"), FrameTokenCache(whole)
+    assert cache.cameras == ("top",)
+    assert cache.header["augmentation"] == {
+        **{"seed": 7, "crop": 0.9},
+        **dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0),
+    }
+    columns = ["episode_index", "step", "action"]
+    assert cache.table(columns=columns).equals(plain.table("train", columns))
+    assert not cache.table(columns=["codes.top"])[0].equals(plain.table("train", ["codes.image"])[0])
+    card = (tmp_path / "crop" / "README.md").read_text()
+    assert "| pictures | augmented, an episode's alike: seed 7, crop 0.9, brightness 0, " in card
+    assert "| pictures | as recorded |" in (whole / "README.md").read_text()
+
+
 def test_ranges_of_the_checkpoint(worldvla: Callable[..., Any], arguments: list[object], tmp_path: Path) -> None:
     options = ["--statistics", "checkpoint", "--embodiment", "toy", "--split", "authors"]
     result = worldvla(
@@ -346,6 +368,10 @@ def test_a_killed_worker_is_one_clear_line(arguments: list[object], whole: Path,
         ),
         (["--output", "{tmp}/new", "--no-ops", "authors", "--semantics", "absolute"], "rule is for delta actions"),
         (["--output", "{tmp}/new", "--dataset-revision", "main"], "revision applies to Hub repositories"),
+        (["--output", "{tmp}/new", "--augment-colours", "0"], "--augment-colours does nothing without --augment N"),
+        (["--output", "{tmp}/new", "--augment", "-1"], "'-1' is no whole number >= 0"),
+        (["--output", "{tmp}/new", "--augment", "1", "--augment-colours", "6"], "'6' is no number from 0 to 5"),
+        (["--output", "{tmp}/new", "--cameras", "wrist", "wrist=image"], 'two cameras would be called "wrist"'),
         (["--output", "{tmp}/new", "--val-share", "1"], "'1' is no number from 0 to below 1"),
     ],
 )

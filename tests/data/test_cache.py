@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers_worldvla.data import (
     CacheOptions,
     EpisodeError,
     FrameTokenCache,
+    ImageAugmentation,
     SampleDataset,
     WorldVLADataCollator,
     load_episodes,
@@ -180,6 +181,36 @@ def test_the_template_decides_ranges_gripper_and_rule(make, tmp_path):
     assert cache.embodiment == absolute
     assert cache.header["preparation"]["no_ops"] == "keep" and cache.header["preparation"]["gripper"] == 2
     assert cache.header["statistics"] == {"method": "checkpoint"}
+
+
+def test_an_augmented_cache_holds_the_training_episodes_changed_alike(cached, make, model, processor, tmp_path):
+    """Every picture of an episode under one and the same crop and colours; the rest is as in the plain cache."""
+    dataset, plain = cached
+    _, changed = make(tmp_path / "changed", batch_size=5, augment=3, augment_colours=0.5)
+    assert changed.splits == {"train": plain.splits["train"], "val_ind": 0, "val_ood": 0}
+    assert changed.embodiment == plain.embodiment
+    assert changed.header["split"] == plain.header["split"]
+    half = ImageAugmentation(crop=0.9, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.025)
+    assert changed.header["augmentation"] == {"seed": 3, **asdict(half)}
+    train = {episode.index: episode for episode in plain.verify(model, processor).episodes("train")}
+    found = changed.verify(model, processor).episodes()
+    assert [episode.index for episode in found] == list(train)
+    for episode in found:
+        kept = steps_kept(changed, episode.index)
+        shown = [dataset[episode.index].frame(camera, step) for step in kept for camera in CAMERAS]
+        pictures = half(shown, np.random.default_rng((3, episode.index)))
+        pixels = np.stack([processor.image_processor.pixels(picture) for picture in pictures])
+        expected = model.tokenize_images(torch.from_numpy(pixels)).numpy()
+        assert np.array_equal(episode.frames.reshape(expected.shape), expected)
+        assert not np.array_equal(episode.frames, train[episode.index].frames)
+        assert np.array_equal(episode.actions, train[episode.index].actions)
+
+
+def test_augmented_caches_differ_by_their_number(make, tmp_path):
+    caches = [make(tmp_path / str(number), augment=number)[1] for number in (0, 1)]
+    one, other = (cache.table(columns=["codes.image"]) for cache in caches)
+    assert not one.equals(other)
+    assert caches[0].fingerprint != caches[1].fingerprint
 
 
 def test_libero_files_are_of_liberos_arm(libero, make, tmp_path):
@@ -399,6 +430,7 @@ def test_pictures_of_another_shape_are_refused(make, tmp_path):
         ({"no_ops": "authors", "semantics": "absolute"}, "no-op rule is for delta actions"),
         ({"gripper": 3}, "dimension 3 is no gripper"),
         ({"split": "random"}, "a split rule is one of"),
+        ({"augment": -1}, "augment is a number >= 0, not -1"),
     ],
 )
 def test_options_that_make_no_sense(make, tmp_path, options, message):

@@ -45,6 +45,23 @@ def test_cameras_are_chosen_by_either_name_in_the_order_asked_for():
         select_cameras(["wirst_image"], keys)
 
 
+def test_a_camera_may_be_renamed():
+    keys = ["observation.images.agentview_rgb", "observation.images.wrist"]
+    chosen = select_cameras(["wrist", "image=agentview_rgb"], keys)
+    assert list(chosen.items()) == [("wrist", keys[1]), ("image", keys[0])]
+    assert select_cameras("image=observation.images.wrist", keys) == {"image": keys[1]}
+    with pytest.raises(ValueError, match='no camera "agentvew_rgb" here'):
+        select_cameras(["image=agentvew_rgb"], keys)
+    with pytest.raises(ValueError, match='two cameras would be called "wrist"'):
+        select_cameras(["wrist", "wrist=agentview_rgb"], keys)
+
+
+def test_a_renamed_camera_shows_the_same_pictures(libero):
+    plain, renamed = (load_episodes(libero / "lerobot_v21_video", cameras=name)[0] for name in ("image", "top=image"))
+    assert renamed.cameras == ("top",)
+    assert np.array_equal(renamed.frames("top", 0, 3), plain.frames("image", 0, 3))
+
+
 def test_unknown_camera_of_an_episode_suggests_the_nearest(libero):
     episode = load_episodes(libero / "lerobot_v21_video", cameras="image")[0]
     assert episode.cameras == ("image",)

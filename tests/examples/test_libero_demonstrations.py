@@ -43,7 +43,7 @@ def record() -> ModuleType:
 
 def arguments(output: Path, **changes: object) -> argparse.Namespace:
     values = {"suites": ["libero_goal"], "tasks": None, "episodes": 7, "cameras": ["agentview"], "resolution": 64}
-    values["disturbances"] = 0.0
+    values |= {"disturbances": 0.0, "first_episode": 0, "learner": None, "learner_steps": (20, 150)}
     return argparse.Namespace(**values | {"output": output} | changes)
 
 
@@ -62,6 +62,12 @@ def test_tasks_take_turns_and_recorded_episodes_are_left_out(record: ModuleType,
     assert path.parent.name == TASK
     turns = list(record.plan(arguments(tmp_path, tasks=[2, 7])))
     assert [(turn.task, turn.numbers) for turn in turns] == [(2, (0, 1, 2, 3, 4)), (2, (5, 6)), (7, (5,))]
+
+
+def test_a_second_recording_numbers_its_episodes_apart(record: ModuleType, tmp_path: Path) -> None:
+    turns = list(record.plan(arguments(tmp_path, tasks=[2], first_episode=100, learner="m", learner_steps=[3, 9])))
+    assert [turn.numbers for turn in turns] == [(100, 101, 102, 103, 104), (105, 106)]
+    assert {(turn.learner, turn.learner_steps) for turn in turns} == {("m", (3, 9))}
 
 
 def travel(disturbance: Any, steps: int) -> np.ndarray:
@@ -185,3 +191,25 @@ def test_a_killed_recording_goes_on_to_the_same_episodes(tmp_path: Path) -> None
                 assert np.array_equal(ours[f"data/demo_0/{key}"], theirs[f"data/demo_0/{key}"])
             # a drawn placement is the same to rounding only, when another episode ran before it in the process
             np.testing.assert_allclose(ours["data/demo_0/states"], theirs["data/demo_0/states"], rtol=0, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_the_expert_goes_on_where_the_learner_ended() -> None:
+    """Real simulator, real checkpoint: twelve steps of the policy from the same placement, then the expert's rows."""
+    from transformers_worldvla.assets import DEFAULT_CHECKPOINT, bundled_folder
+    from transformers_worldvla.evaluation.libero_env import LiberoEnv
+
+    learner = load("learner").Learner(str(bundled_folder(DEFAULT_CHECKPOINT)), (12, 12))
+    env = LiberoEnv("libero_goal", 7, resolution=256)
+    try:
+        env.reset(None, seed=5, settle_steps=0)
+        env.reset(env.simulator.sim.get_state().flatten(), seed=5)
+        began = env.simulator.sim.get_state().flatten()
+        assert not learner.act(env, 5)
+        ended = env.simulator.sim.get_state().flatten()
+        rows = load("episode_file").record_episode(env, 5, ["agentview"], learner=learner)
+    finally:
+        env.close()
+    assert rows is not None, "the expert turns the stove on from there"
+    assert np.array_equal(rows["states"][0], ended)
+    assert ended[0] - began[0] == pytest.approx(12 / 20)  # seconds

@@ -29,6 +29,9 @@ examples:
   # absolute joint positions, quantile ranges, four processes (two a GPU on two GPUs), published
   worldvla tokenize me/so101 --model my-checkpoint --output cache --semantics absolute \\
       --statistics quantile --processes 4 --push-to-hub me/so101-tokens
+  # two caches of changed pictures to train on beside the plain one: worldvla train --dataset cache --dataset crop1 ...
+  worldvla tokenize my-dataset --augment 1 --output crop1
+  worldvla tokenize my-dataset --augment 2 --output crop2
   # several machines on one file system
   torchrun --nnodes 2 --nproc-per-node 8 -m transformers_worldvla.cli tokenize my-dataset --output shared/cache
 
@@ -67,7 +70,7 @@ def _add_data_arguments(group: Any) -> None:
         "--cameras",
         nargs="+",
         metavar="C",
-        help="of a time step, in order (the checkpoint's if all are there, else all)",
+        help="of a time step, in order (the checkpoint's if all are there, else all); image=agentview_rgb renames one",
     )
     group.add_argument(
         "--no-ops", choices=("authors", "keep"), help="drop them by the authors' rule (the default for delta actions)"
@@ -82,6 +85,17 @@ def _add_data_arguments(group: Any) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="of the seeded split (0)")
     group.add_argument("--val-share", type=_share, metavar="X", help="of the seeded split: episodes in val_ind (0.1)")
     group.add_argument("--ood-share", type=_share, metavar="X", help="of the seeded split: tasks in val_ood (0.1)")
+
+    group.add_argument(
+        "--augment",
+        type=_seed,
+        metavar="N",
+        help="instead of the plain cache one to train on beside it: its training episodes, pictures changed by chance "
+        "(crop, colours; an episode's alike); another N, other changes",
+    )
+    group.add_argument(
+        "--augment-colours", type=_colours, metavar="X", help="share of the usual change of colours, 0: none (1)"
+    )
 
 
 def _add_robot_arguments(group: Any) -> None:
@@ -117,6 +131,22 @@ def _share(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to below 1")
     return value
+
+
+def _colours(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 5:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 5")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not (text.isdecimal() and text.isascii()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number >= 0")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -213,7 +243,12 @@ def _cache_options(args: argparse.Namespace, device: Any, dataset: Any, template
     given = {name: value for name, value in given.items() if value is not None}
     if given and args.split != "seeded":
         raise UserError(f"--{next(iter(given)).replace('_', '-')} belongs to --split seeded, not {args.split}")
+    if args.augment_colours is not None:
+        if args.augment is None:
+            raise UserError("--augment-colours does nothing without --augment N")
+        given["augment_colours"] = args.augment_colours
     return CacheOptions(
+        augment=args.augment,
         no_ops=args.no_ops,
         unsuccessful=args.unsuccessful,
         gripper=_gripper_index(args.gripper, template, dataset),

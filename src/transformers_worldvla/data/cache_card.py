@@ -47,6 +47,7 @@ def write_card(header: dict[str, Any], size: int) -> str:
         "no-ops": f"{preparation['no_ops']}, {preparation['dropped_no_op_steps']} steps dropped",
         "unsuccessful episodes": f"{len(preparation['failed_episodes'])}, {preparation['unsuccessful']}",
         "split": header["split"]["rule"],
+        "pictures": _describe_pictures(header),
         "image tokenizer": f"sha256 {header['image_tokenizer']['sha256']}",
         "fingerprint": header["fingerprint"],
     }
@@ -60,6 +61,13 @@ def write_card(header: dict[str, Any], size: int) -> str:
         height=height,
         width=width,
     )
+
+
+def _describe_pictures(header: dict[str, Any]) -> str:
+    changed = header.get("augmentation")
+    if changed is None:
+        return "as recorded"
+    return f"augmented, an episode's alike: {', '.join(f'{name} {value:g}' for name, value in changed.items())}"
 
 
 def _yaml(splits: list[str]) -> str:

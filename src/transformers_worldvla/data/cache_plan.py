@@ -7,7 +7,7 @@ the same one, and so that two caches with one fingerprint hold the same rows. It
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..action_tokenization_worldvla import Embodiment
 from ..image_processing_worldvla import GRID_UNIT
 from ..tokens_worldvla import CODES_PER_GRID_UNIT
 from ..vqvae_worldvla import WorldVLAVQVAE
+from .augmentation import ImageAugmentation
 from .cache import VERSION
 from .embodiments import build_embodiment, check_template, find_template, source_name
 from .episodes import EpisodeDataset, EpisodeError
@@ -36,6 +37,10 @@ class CacheOptions:
     template or a name tells (-1: none). `rotation` is the embodiment's, of raw pictures; the dataset's are upright.
     `statistics="checkpoint"` keeps the template's ranges. `device` and `batch_size` belong to it, as another kernel may
     round a code to its neighbour.
+
+    `augment`, a number >= 0, makes a cache of changed pictures to train on beside the plain one: the training episodes
+    alone, cropped and recoloured as `ImageAugmentation` does by default, its colours scaled by `augment_colours`. All
+    pictures of an episode change alike; another number, other changes. Ranges and split are those of the plain cache.
     """
 
     no_ops: str | None = None
@@ -52,6 +57,8 @@ class CacheOptions:
     raw_cameras: tuple[str, ...] | None = None
     batch_size: int = 32
     device: str = "cpu"
+    augment: int | None = None
+    augment_colours: float = 1.0
 
 
 @dataclass
@@ -94,6 +101,12 @@ class CachePlan:
         lines.append(f"embodiment {self.embodiment.describe()}: {self.embodiment.dataset}")
         lines.append(f"cameras: {', '.join(self.cameras)}, {self.grid[0]} x {self.grid[1]} codes a picture")
         return "\n".join([*lines, str(self.statistics or "ranges of the checkpoint's embodiment")])
+
+    @property
+    def augmentation(self) -> ImageAugmentation | None:
+        """How the pictures change, None where they do not."""
+        found = self.header.get("augmentation")
+        return None if found is None else ImageAugmentation(**{k: v for k, v in found.items() if k != "seed"})
 
     def of_split(self, split: str) -> list[PreparedEpisode]:
         """The episodes of a split, in the order of the dataset."""
@@ -148,6 +161,11 @@ def plan_cache(
         rotation=options.rotation,
         raw_cameras=options.raw_cameras,
     )
+    description, augmentation = _describe_split(options, splits), _augmentation(options)
+    if augmentation is not None:
+        splits = {name: members if name == "train" else [] for name, members in splits.items()}
+        members = set(splits["train"])
+        preparation = replace(preparation, episodes=[e for e in preparation.episodes if e.position in members])
     header = {
         "version": VERSION,
         "dataset": {
@@ -161,10 +179,12 @@ def plan_cache(
         "encoding": {"batch_size": options.batch_size, "device": options.device},
         "cameras": list(dataset.cameras),
         "preparation": preparation.to_dict(),
-        "split": _describe_split(options, splits),
+        "split": description,
         "statistics": statistics.to_dict() if statistics else {"method": "checkpoint"},
         "embodiment": embodiment.to_dict(),
     }
+    if augmentation is not None:
+        header["augmentation"] = {"seed": options.augment, **asdict(augmentation)}
     header["fingerprint"] = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
     return CachePlan(dataset, image_processor, preparation, splits, statistics, embodiment, header)
 
@@ -180,6 +200,16 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
             values = f"{first}, not {second}"
             found.append(f"{key} ({values})" if len(values) < 60 else key)
     return found
+
+
+def _augmentation(options: CacheOptions) -> ImageAugmentation | None:
+    if options.augment is None:
+        return None
+    if options.augment < 0:
+        raise ValueError(f"augment is a number >= 0, not {options.augment}")
+    usual = ImageAugmentation()
+    names = ("brightness", "contrast", "saturation", "hue")
+    return replace(usual, **{name: getattr(usual, name) * options.augment_colours for name in names})
 
 
 def _no_op_rule(options: CacheOptions, template: Embodiment | None) -> str:

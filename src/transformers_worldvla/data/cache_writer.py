@@ -198,14 +198,23 @@ def pixel_batches(plan: CachePlan, episode: Episode, steps: np.ndarray) -> Itera
 
 
 def pictures(plan: CachePlan, episode: Episode, steps: np.ndarray) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 of every kept step and camera."""
+    """(H, W, 3) uint8 of every kept step and camera, changed as the plan says."""
+    beginning = None
     for start in range(0, len(steps), STEPS_READ):
         wanted = steps[start : start + STEPS_READ]
         first, stop = int(wanted[0]), int(wanted[-1]) + 1
         views = [episode.frames(camera, first, stop) for camera in plan.cameras]
-        for step in wanted:
-            for view in views:
-                yield view[step - first]
+        shown = [view[step - first] for step in wanted for view in views]
+        beginning = shown[0] if beginning is None else beginning
+        yield from augment(plan, episode, beginning, shown)
+
+
+def augment(plan: CachePlan, episode: Episode, beginning: np.ndarray, shown: list[np.ndarray]) -> list[np.ndarray]:
+    """The pictures, changed alike with all others of the episode; its first picture sets the mean of the contrast."""
+    if plan.augmentation is None:
+        return shown
+    rng = np.random.default_rng((plan.header["augmentation"]["seed"], episode.index))
+    return plan.augmentation([beginning, *shown], rng)[1:]
 
 
 # -------------------------------------------------------------------- several processes

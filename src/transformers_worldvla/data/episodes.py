@@ -62,12 +62,22 @@ def resolve_camera(name: str, cameras: Mapping[str, str]) -> str:
 
 
 def select_cameras(wanted: str | Sequence[str] | None, keys: Sequence[str]) -> dict[str, str]:
-    """Camera name -> key for the wanted cameras in the wanted order; all of them for None."""
+    """Camera name -> key for the wanted cameras in the wanted order; all of them for None.
+
+    `image=agentview_rgb` is the camera `agentview_rgb` under the name `image`, as a checkpoint may call it. ValueError
+    when two would share a name.
+    """
     known = short_camera_names(keys)
     if wanted is None:
         return known
-    wanted = [wanted] if isinstance(wanted, str) else wanted
-    return {name: known[name] for name in (resolve_camera(name, known) for name in wanted)}
+    chosen: dict[str, str] = {}
+    for text in [wanted] if isinstance(wanted, str) else wanted:
+        name, _, original = text.rpartition("=")
+        found = resolve_camera(original, known)
+        if (name or found) in chosen:
+            raise ValueError(f'two cameras would be called "{name or found}"')
+        chosen[name or found] = known[found]
+    return chosen
 
 
 class Episode(ABC):
