@@ -22,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from transformers_worldvla.evaluation.libero_suites import find_tasks
+from transformers_worldvla.processes import end_with_parent
 
 SUITES = ("libero_goal", "libero_object", "libero_spatial")
 CAMERAS = ("agentview", "robot0_eye_in_hand")
@@ -109,7 +110,7 @@ def record(turns: list[Turn], processes: int) -> int:
         tqdm(total=wanted, desc="episodes", smoothing=0) as bar,
         # a process ends after a few turns and gives the memory of its simulators back; that is what hangs a
         # ProcessPoolExecutor (python/cpython#115634)
-        get_context("spawn").Pool(processes, maxtasksperchild=4) as pool,
+        get_context("spawn").Pool(processes, end_with_parent, maxtasksperchild=4) as pool,
     ):
         for done in pool.imap_unordered(take_turn, turns):
             recorded += done

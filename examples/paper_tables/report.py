@@ -26,7 +26,6 @@ def _introduction(store: Store) -> str:
     budget = store.budget
     steps = f"{budget.steps} optimizer steps of {budget.batch_size} samples, learning rate {budget.learning_rate:g}"
     limit = "" if budget.max_steps is None else f", stopped after {budget.max_steps} steps"
-    data = "not chosen yet" if budget.dataset is None else f"`{budget.dataset.rstrip('/').rsplit('/', 1)[-1]}`"
     lines = [
         "# The paper's tables, small",
         "",
@@ -35,7 +34,8 @@ def _introduction(store: Store) -> str:
         "the same sign, not whether the numbers are the same**.",
         "",
         f"- A row: {steps}, seed {budget.seed}, from random weights; then LIBERO-{SUITES[budget.suite]}, "
-        f"tasks {budget.tasks}, {_describe_trials(budget.trials)} of each task{limit}. Demonstrations: {data}.",
+        f"tasks {budget.tasks}, {_describe_trials(budget.trials)} of each task{limit}. "
+        f"Demonstrations: {_describe_data(store)}.",
         f"- Run so far: {_count_done(store)}.",
         "- Intervals are Wilson's, 95 %. Comparisons are paired by initial state, with McNemar's exact test and no "
         "correction for their number: of twenty comparisons of equals one has p < 0.05.",
@@ -48,6 +48,19 @@ def _introduction(store: Store) -> str:
         f"{budget.moved_weight:g} times as much as others; not all of the fifty official initial states.",
     ]
     return "\n".join(lines)
+
+
+def _describe_data(store: Store) -> str:
+    """What was trained on, by the tokens that are there; by its name before there are any."""
+    from transformers_worldvla.data.cache import HEADER, FrameTokenCache
+
+    for px in (128, 256):
+        if (store.cache(px) / HEADER).is_file():
+            cache = FrameTokenCache(store.cache(px))
+            tasks = set(cache.table(columns=["instruction"])["instruction"].to_pylist())
+            return f"{cache.header['preparation']['episodes']} episodes of {len(tasks)} tasks"
+    name = store.budget.dataset
+    return "not chosen yet" if name is None else f"`{name.rstrip('/').rsplit('/', 1)[-1]}`"
 
 
 def _describe_trials(trials: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from process_tree import HAS_PROC, children, is_running
 from robot_folder import NAMES, TASKS, write_recordings
 from small_checkpoint import LIBERO, write_checkpoint
 
@@ -289,19 +290,8 @@ def test_torchrun(arguments: list[object], whole: Path, tmp_path: Path) -> None:
     assert contents(output) == contents(whole)
 
 
-def children(process: subprocess.Popen[bytes]) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+@pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
 def test_processes_share_the_work_and_end_with_the_one_that_was_killed(
     arguments: list[object], whole: Path, tmp_path: Path
 ) -> None:
@@ -324,7 +314,7 @@ def test_processes_share_the_work_and_end_with_the_one_that_was_killed(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+@pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
 def test_a_killed_worker_is_one_clear_line(arguments: list[object], whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "processes"
     process = start([*arguments, "--output", output, "--processes", 2])

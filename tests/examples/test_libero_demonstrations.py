@@ -3,8 +3,6 @@
 import argparse
 import importlib.util
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from process_tree import HAS_PROC, children, is_running
 
 from transformers_worldvla.data import load_episodes, scan_episodes
 
@@ -162,21 +161,27 @@ def test_both_exports_hold_what_was_recorded(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not HAS_PROC, reason="needs /proc")
 def test_a_killed_recording_goes_on_to_the_same_episodes(tmp_path: Path) -> None:
     """Two real episodes: killed after the first, run again, compared with a recording that was left alone."""
 
     def start(output: Path) -> subprocess.Popen[bytes]:
         options = ["--tasks", "7", "--episodes", "2", "--resolution", "64"]
         command = [sys.executable, "record.py", "--output", str(output), *options]
-        return subprocess.Popen(command, cwd=FOLDER, start_new_session=True, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(command, cwd=FOLDER, stderr=subprocess.DEVNULL)
 
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     first = cut / "episodes" / "libero_goal" / TASK / "0000.hdf5"
     process, deadline = start(cut), time.monotonic() + 400
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = children(process)
+    process.kill()
     process.wait()
+    deadline = time.monotonic() + 20
+    while any(map(is_running, workers)):
+        assert time.monotonic() < deadline, "simulators outlive the recorder"
+        time.sleep(0.1)
     assert first.exists() and not (cut / "lerobot").exists()
     written = first.stat().st_mtime_ns
     assert start(cut).wait() == 0 and start(whole).wait() == 0

@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
 import time
 import uuid
 from collections import deque
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from ..processes import end_with_parent
 from ..vqvae_worldvla import WorldVLAVQVAE
 from .cache import CODES, DATA, HEADER, FrameTokenCache, is_unfinished, read_header, unfinished_folder
 from .cache_card import write_card
@@ -269,7 +269,7 @@ def _begin_worker(
     counter: Any,
     ticket: Any,
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(threads)
     with ticket.get_lock():
         device = devices[ticket.value % len(devices)]
@@ -280,13 +280,6 @@ def _begin_worker(
             counter.value += pictures
 
     _worker.update(plan=plan, output=output, vqvae=load().to(device), report=count)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(episodes: Sequence[PreparedEpisode]) -> None:
