@@ -162,6 +162,15 @@ def test_what_was_not_run_says_so(store: Store) -> None:
     assert line_of(document, "`table3.3` -> `table3.4`")[2:4] == ["+4.8", "not run"]
 
 
+def test_the_document_says_what_was_trained_on(store: Store, tmp_path: Path) -> None:
+    assert "Demonstrations: not chosen yet." in report.write_report(store)
+    named = Store(tmp_path, Budget(dataset="runs/demonstrations/lerobot/"))
+    assert "Demonstrations: `lerobot`." in report.write_report(named)
+    store.cache(128).parent.mkdir()
+    store.cache(128).symlink_to(Path(__file__).parents[2] / "hub" / "libero-goal-tokens")
+    assert "Demonstrations: 272 episodes of 9 tasks." in report.write_report(store)
+
+
 def test_success_has_wilsons_interval_and_a_paired_test(store: Store) -> None:
     """Closed forms: Wilson's bounds of 0 of n are 0 and z^2 / (n + z^2); McNemar's p of 0 against 6 is 2 / 2^6."""
     write_episodes(store, "table3.3", "--------")
