@@ -2,8 +2,8 @@
 
     python make_checkpoint.py --dataset DIR_OR_REPO --vqvae runs/tiny/vqvae --output runs/tiny/start
 
-The dataset gives the words of the text tokenizer and the ranges of the actions. OUTPUT is complete: `worldvla
-tokenize`, `worldvla train --recipe full` and all other commands take it as `--model`.
+The dataset gives the words of the text tokenizer and the ranges of the actions, the codebook the embeddings of the
+codes. OUTPUT is complete: `worldvla tokenize`, `worldvla train --recipe full` and all others take it as `--model`.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from recipe import make_config, make_processor, read_split
 from transformers import set_seed
 
 from transformers_worldvla import WorldVLAForCausalLM, WorldVLAVQVAE
+from transformers_worldvla.training.image_tokenizer import start_image_embeddings
 
 
 def main() -> None:
@@ -29,6 +30,7 @@ def main() -> None:
     set_seed(args.seed)
     model = WorldVLAForCausalLM(make_config(processor))
     model.model.vqmodel = WorldVLAVQVAE.from_pretrained(args.vqvae)
+    start_image_embeddings(model)
     partial = args.output.with_name(f".{args.output.name}.partial")
     model.save_pretrained(partial)
     processor.save_pretrained(partial)

@@ -14,6 +14,7 @@ from transformers_worldvla.training.image_tokenizer import (
     Codebook,
     ImageTokenizerTraining,
     reconstruction_psnr,
+    start_image_embeddings,
     to_pixels,
     train_image_tokenizer,
     whiten_latents,
@@ -94,3 +95,20 @@ def test_the_codebook_finds_clusters_and_revives_what_nothing_chooses() -> None:
     assert codebook.vectors.abs().max() < 20, "each stands at a latent again"
     chosen = codebook.update(latents, restart=False)
     assert (chosen - latents).norm(dim=1).max() < 15
+
+
+def test_embeddings_of_like_codes_start_alike(processor: Any) -> None:
+    """Distances of embeddings rank as those of the codebook; no other row, and not the head, is touched."""
+    model = small_model(processor)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(0)
+    start_image_embeddings(model, scale=0.5)
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["model.embed_tokens.weight"]
+    codes = list(model.tokens.image_codes)
+    rows = model.get_input_embeddings().weight.detach()
+    others = [row for row in range(len(rows)) if row not in set(codes)]
+    assert torch.equal(rows[others], before["model.embed_tokens.weight"][others])
+    assert rows[codes].std().item() == pytest.approx(0.5, rel=0.5)
+    distances = [torch.pdist(each) for each in (model.model.vqmodel.quantize.embedding.weight.detach(), rows[codes])]
+    assert torch.corrcoef(torch.stack(distances))[0, 1] > 0.5

@@ -4,7 +4,7 @@ Reconstruction only, no adversary: a weighted L2 + L1, where pixels that differ 
 objects) weigh up to five times more, in the spirit of the region losses of Gafni et al. 2022 that Chameleon's tokenizer
 was trained with. The codebook is an exponential moving average of the latents that chose it; codes that nothing chooses
 restart at a random latent. A decoder that was trained with other codes has to learn the new ones: whoever changes
-the image tokenizer of a checkpoint trains the rows of the image tokens afterwards.
+the image tokenizer of a checkpoint trains the rows of the image tokens afterwards, best from `start_image_embeddings`.
 """
 
 import math
@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from ..data.episodes import Episode
+from ..modeling_worldvla import WorldVLAForCausalLM
 from ..vqvae_worldvla import WorldVLAVQVAE
 
 WARMUP_STEPS = 30
@@ -229,6 +230,24 @@ def whiten_latents(vqvae: WorldVLAVQVAE, pictures: np.ndarray) -> None:
         weight = components[:dim] / (scale[:dim, None] / len(features) ** 0.5)
         vqvae.quant_conv.weight.copy_(weight[:, :, None, None])
         vqvae.quant_conv.bias.copy_(-weight @ mean)
+
+
+@torch.no_grad()
+def start_image_embeddings(model: WorldVLAForCausalLM, scale: float = 0.5) -> None:
+    """Make the image tokens' input embeddings a random projection of the codebook, so that like codes look alike.
+
+    Embeddings from nothing make a decoder learn each code for itself, and what it learnt of one says nothing about its
+    neighbour, which the next picture shows instead. For a decoder of random weights, or a new image tokenizer.
+
+    Args:
+        model: its `embed_tokens` rows of image codes change, nothing else.
+        scale: their standard deviation; far above a step of the optimizer, which would soon scatter them.
+    """
+    codebook = model.model.vqmodel.quantize.embedding.weight.float()
+    vectors = (codebook - codebook.mean(0)) / codebook.std()  # one scale for all dimensions keeps their distances
+    embedding = model.get_input_embeddings().weight
+    projection = torch.randn(vectors.shape[1], embedding.shape[1], device=vectors.device) / vectors.shape[1] ** 0.5
+    embedding[list(model.tokens.image_codes)] = (scale * vectors @ projection).to(embedding)
 
 
 def reconstruction_psnr(vqvae: WorldVLAVQVAE, pictures: np.ndarray) -> float:
