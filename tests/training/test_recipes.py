@@ -40,6 +40,8 @@ def test_a_schedule_of_ones_own(tmp_path: Path) -> None:
     schedules = {name: arguments_of(tmp_path, "lora", 80, schedule=name) for name in (None, "constant", "cosine")}
     found = {name: str(arguments.lr_scheduler_type.value) for name, arguments in schedules.items()}
     assert found == {None: "constant_with_warmup", "constant": "constant_with_warmup", "cosine": "cosine"}
+    warmups = [arguments_of(tmp_path, "lora", 8000, steps=500, **chosen) for chosen in ({}, {"warmup_steps": 20})]
+    assert [arguments.warmup_steps for arguments in warmups] == [100, 20], "a tenth of 1000 batches, and as asked"
 
 
 def test_the_authors_schedule_and_decay(processor: Any, make_trainer: Callable[..., WorldVLATrainer]) -> None:

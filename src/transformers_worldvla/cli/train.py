@@ -94,6 +94,7 @@ def _add_optimization_arguments(group: Any) -> None:
     group.add_argument("--accumulation", type=positive_int, metavar="N", help="batches a step")
     group.add_argument("--learning-rate", type=positive_float, metavar="X")
     group.add_argument("--schedule", choices=("constant", "cosine"), help="of the learning rate, after the warm-up")
+    group.add_argument("--warmup-steps", type=positive_int, metavar="N", help="until the learning rate is reached")
     group.add_argument("--lora-rank", type=positive_int, default=32, metavar="R", help="(%(default)s)")
     group.add_argument(
         "--lora-tokens", nargs="+", choices=("action", "image"), default=["action"], metavar="KIND",
@@ -197,8 +198,8 @@ def _settings(args: argparse.Namespace, checkpoint: Any, processor: Any) -> Any:
         revision=checkpoint.revision,
         bf16=_is_bf16(args),
         **{name: getattr(args, name) for name in
-           ("steps", "epochs", "batch_size", "accumulation", "learning_rate", "schedule", "lora_rank", "lora_tokens",
-            "moved_weight", "packing", "max_length", "seed")},
+           ("steps", "epochs", "batch_size", "accumulation", "learning_rate", "schedule", "warmup_steps", "lora_rank",
+            "lora_tokens", "moved_weight", "packing", "max_length", "seed")},
     )  # fmt: skip
 
 

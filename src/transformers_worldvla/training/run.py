@@ -56,6 +56,7 @@ class RunSettings:
     lora_rank: int = 32
     lora_tokens: Sequence[str] = ("action",)
     schedule: str | None = None
+    warmup_steps: int | None = None
     moved_weight: float = 1.0
     packing: bool = False
     max_length: int | None = None
@@ -114,10 +115,11 @@ def training_arguments(settings: RunSettings, options: RunOptions, num_samples: 
         raise ValueError(f"{num_samples} training samples do not fill one batch of {batch * ranks}: lower --batch-size")
     epochs = settings.epochs if settings.epochs is not None else recipe.epochs
     steps = settings.steps or math.ceil(epochs * per_epoch)
+    warmup = settings.warmup_steps or math.ceil(recipe.warmup_epochs * per_epoch)
     return WorldVLATrainingArguments(
         output_dir=str(options.output / TRAINER_FOLDER),
         max_steps=steps,
-        warmup_steps=min(steps, math.ceil(recipe.warmup_epochs * per_epoch)),
+        warmup_steps=min(steps, warmup),
         gradient_accumulation_steps=accumulation,
         per_device_eval_batch_size=batch,
         bf16=settings.bf16,
