@@ -4,8 +4,9 @@
 
 The same frames with the same instruction and ", as hand positions": an action is the hand's place (x, y, z in metres)
 and the gripper's opening one step later. Trained on beside the others, it teaches a decoder where in a picture the hand
-is, to 4 mm; that alone did not make a policy solve more (docs/experiments.md). To it this is another robot, `libero-hand`; `pack.py` takes
-that out of the finished checkpoint. `--ranges` takes the ranges of an earlier result, for one robot in all.
+is, to 4 mm; that alone did not make a policy solve more (docs/experiments.md). To the decoder this is another robot,
+`libero-hand`; `pack.py` takes it out of the finished checkpoint. `--ranges` takes the ranges of an earlier result, for
+one robot in all.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Last stage: the checkpoint as it ships: one robot, the decoder in bfloat16, the image tokenizer as it is, small shards.
+"""Last stage: the checkpoint as it ships: one robot, the decoder in bfloat16, the image tokenizer whole, small shards.
 
     python pack.py --checkpoint runs/tiny/better --output runs/tiny/packed
 
