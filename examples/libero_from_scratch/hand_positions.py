@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transformers_worldvla.data import FrameTokenCache
+from transformers_worldvla.data.cache import HEADER
 from transformers_worldvla.data.statistics import action_statistics
 from transformers_worldvla.durable import write_json
 
@@ -54,11 +55,11 @@ def main() -> None:
     if args.output.exists():
         parser.error(f"{args.output} exists: choose another --output")
     cache = FrameTokenCache(args.cache)
-    tables = {
-        entry["path"]: ask_for_hands(pq.read_table(cache.path / entry["path"])) for entry in cache.header["files"]
-    }
+    entries = cache.header["files"]
+    tables = {entry["path"]: ask_for_hands(pq.read_table(cache.path / entry["path"])) for entry in entries}
     if args.ranges is None:
-        statistics = action_statistics([next_hands(cache.table("train"))], names=NAMES)
+        trained = [tables[entry["path"]] for entry in entries if entry["split"] == "train"]
+        statistics = action_statistics([np.stack(table["action"].to_numpy()) for table in trained], names=NAMES)
         (low, high), described = statistics.ranges, statistics.to_dict()
     else:
         other = FrameTokenCache(args.ranges)
@@ -73,11 +74,13 @@ def main() -> None:
         "gripper": None,
     }
     fingerprint = hashlib.sha256(f"{cache.fingerprint} {robot}".encode()).hexdigest()
+    partial = args.output.with_name(f".{args.output.name}.partial")
     for file, table in tables.items():
-        (args.output / file).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, args.output / file, compression="zstd")
+        (partial / file).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, partial / file, compression="zstd")
     header = {**cache.header, "embodiment": robot, "statistics": described, "fingerprint": fingerprint}
-    write_json(args.output / "worldvla_cache.json", header)
+    write_json(partial / HEADER, header)
+    partial.replace(args.output)
     print(FrameTokenCache(args.output))
 
 

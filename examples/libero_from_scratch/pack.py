@@ -31,11 +31,13 @@ def main() -> None:
     processor = WorldVLAProcessor.from_pretrained(args.checkpoint)
     processor.embodiments = {ROBOT: processor.embodiments[ROBOT]}
     model.config.action_dim = processor.get_embodiment().action_dim
-    model.to(torch.bfloat16).save_pretrained(args.output, max_shard_size=SHARD)
-    processor.save_pretrained(args.output)
-    config = json.loads((args.output / CONFIG_NAME).read_text())
-    write_json(args.output / CONFIG_NAME, {**config, "dtype": "float32"})  # what it is opened in
-    shutil.copy(args.checkpoint / STATISTICS_FILE, args.output)
+    partial = args.output.with_name(f".{args.output.name}.partial")
+    model.to(torch.bfloat16).save_pretrained(partial, max_shard_size=SHARD)
+    processor.save_pretrained(partial)
+    config = json.loads((partial / CONFIG_NAME).read_text())
+    write_json(partial / CONFIG_NAME, {**config, "dtype": "float32"})  # what it is opened in
+    shutil.copy(args.checkpoint / STATISTICS_FILE, partial)
+    partial.replace(args.output)
     print(args.output)
 
 

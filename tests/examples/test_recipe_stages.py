@@ -1,15 +1,13 @@
 """Stages of `examples/libero_from_scratch` that need no simulator: hand positions from a cache, and packing."""
 
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from readme_runner import EXAMPLES
+from readme_runner import EXAMPLES, make_runner
 from safetensors.torch import load_file
 from small_checkpoint import small_model
 
@@ -21,18 +19,13 @@ CACHE = Path(__file__).parents[2] / "hub" / "libero-goal-corrections"
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    monkeypatch.syspath_prepend(str(EXAMPLES / "libero_from_scratch"))
-
-    def call(name: str, *arguments: object) -> None:
-        monkeypatch.delitem(sys.modules, name, raising=False)  # another example may have a script of that name
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        importlib.import_module(name).main()
-
-    return call
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    scripts = {"hand_positions.py": "", "pack.py": ""}
+    call = make_runner(EXAMPLES / "libero_from_scratch", scripts, monkeypatch, capsys)
+    return lambda name, *arguments: call(["python", f"{name}.py", *map(str, arguments)])
 
 
-def test_a_hand_position_is_the_state_one_step_later(run: Callable[..., None], tmp_path: Path) -> None:
+def test_a_hand_position_is_the_state_one_step_later(run: Callable[..., str], tmp_path: Path) -> None:
     run("hand_positions", CACHE, "--output", tmp_path / "hands")
     run("hand_positions", CACHE, "--output", tmp_path / "again", "--ranges", tmp_path / "hands")
     before, hands, again = (FrameTokenCache(path) for path in (CACHE, tmp_path / "hands", tmp_path / "again"))
@@ -53,7 +46,7 @@ def test_a_hand_position_is_the_state_one_step_later(run: Callable[..., None], t
 
 
 def test_a_folder_that_is_there_is_not_written_to(
-    run: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, arguments in (
         ("hand_positions", [CACHE]),
@@ -64,7 +57,7 @@ def test_a_folder_that_is_there_is_not_written_to(
         assert f"{tmp_path} exists: choose another --output" in capsys.readouterr().err
 
 
-def test_packing_loses_the_second_robot_and_half_of_the_bits(run: Callable[..., None], tmp_path: Path) -> None:
+def test_packing_loses_the_second_robot_and_half_of_the_bits(run: Callable[..., str], tmp_path: Path) -> None:
     processor = WorldVLAProcessor.from_pretrained(bundled_folder(DEFAULT_CHECKPOINT))
     libero = processor.get_embodiment("libero").to_dict()
     processor.embodiments = {"libero": libero, "libero-hand": {**libero, "name": "libero-hand"}}
