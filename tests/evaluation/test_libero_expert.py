@@ -39,7 +39,7 @@ def test_a_bowl_is_held_by_its_rim_where_nothing_is_in_the_way() -> None:
         outwards = grasp.position[:2] / np.linalg.norm(grasp.position[:2])
         assert abs(grasp.rotation[:2, 1] @ outwards) == pytest.approx(1, abs=1e-6), "one finger inside, one outside"
     assert free[0].position[1] > 0.046, "with room everywhere the wrist turns least"
-    wall = free[0].position + [[0.0, 0.04, 0.01 * level] for level in range(10)]
+    wall = free[0].position + [[0.001 * column, 0.04, 0.002 * level] for column in range(8) for level in range(50)]
     assert libero_grasps.rim_grasps(bowl(), wall)[0].position[1] < 0.046
     assert libero_grasps.rim_grasps(bowl(), wall)[-1].position == pytest.approx(free[0].position)
 
@@ -71,9 +71,39 @@ def test_solves_tasks_in_their_step_budget(suite: str, task: int) -> None:
         for _ in range(step_budget(suite)):
             action = expert.act()
             assert action.shape == (7,) and action.dtype == np.float32 and np.abs(action).max() <= 1
+            assert np.abs(action[:6]).max() > 0.01, "a pause, which a policy that learns from pictures would never end"
             if env.step(action):
                 break
         else:
             pytest.fail(f"not solved in {step_budget(suite)} steps")
+    finally:
+        env.close()
+
+
+@pytest.mark.slow
+def test_goes_on_with_what_the_hand_already_holds() -> None:
+    """An expert that takes over from a policy keeps hold of the bowl instead of dropping it and picking it up again."""
+    pytest.importorskip("libero")
+    from transformers_worldvla.evaluation.libero_env import LiberoEnv
+    from transformers_worldvla.evaluation.libero_expert import CLOSE, LiberoExpert
+    from transformers_worldvla.evaluation.libero_scene import Scene
+
+    env = LiberoEnv("libero_goal", 8)  # the bowl onto the plate
+    try:
+        env.reset(env.initial_states[0])
+        scene, bowl, expert = Scene(env.simulator), "akita_black_bowl_1", LiberoExpert(env)
+        assert not scene.is_held(bowl)
+        on_the_table = scene.height(bowl)
+        while scene.height(bowl) < on_the_table + 0.1:
+            env.step(expert.act())
+        assert scene.is_held(bowl)
+        successor = LiberoExpert(env)
+        for _ in range(80):
+            action = successor.act()
+            if env.step(action):
+                break
+            assert action[6] == CLOSE or scene.height(bowl) < on_the_table + 0.08
+        else:
+            pytest.fail("not solved")
     finally:
         env.close()

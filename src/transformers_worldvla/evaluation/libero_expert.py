@@ -7,6 +7,9 @@ Its demonstrations are scripted, not LIBERO's human ones: say so wherever a numb
 LIBERO's OSC_POSE controller, (7,): position in units of 0.05 m, rotation vector in units of 0.5 rad, gripper -1 open
 and +1 closed. A skill is a generator that yields one action a control step and reads the simulator after each; the
 geometry is in `libero_scene`, the choice of grasps in `libero_grasps`.
+
+It never stands still: while the fingers move, the hand goes on slowly. Who learns from pictures cannot tell the end of
+a pause from its beginning, and a policy that answers its likeliest action would wait for ever.
 """
 
 from collections.abc import Generator
@@ -20,6 +23,7 @@ from .libero_scene import Scene, center
 OPEN, CLOSE = -1.0, 1.0
 METERS, RADIANS = 0.05, 0.5  # of an action of 1
 MAX_TURN = 0.4  # of an action, per axis
+FINGER_STEPS, GENTLE = 11, 0.07  # the fingers take so long to close; how fast the hand moves meanwhile, of an action
 STALLED_STEPS = 12  # without progress, and a motion is given up
 HANDLE_TILTS = (1.4, 1.2, 1.55)  # radians from straight down; a hand that is less level slips off a drawer's handle
 DRAWER_REACH, DRAWER_PULL = 0.235, 0.16  # metres in front of a closed handle to keep free, and to pull it
@@ -83,10 +87,6 @@ class LiberoExpert:
         for _ in range(steps):
             yield np.array([0, 0, 0, 0, 0, 0, self._grip])
 
-    def _set_gripper(self, grip: float, steps: int = 10) -> Motion:
-        self._grip = grip
-        yield from self._wait(steps)
-
     def _move(
         self,
         target: np.ndarray,
@@ -95,12 +95,16 @@ class LiberoExpert:
         angle: float = 0.08,
         steps: int = 80,
         speed: float = 1.0,
+        gentle_steps: int = 0,
     ) -> Motion:
-        """Straight to a position (3,) and rotation (3, 3), until both are met, nothing moves any more or time is up."""
+        """Straight to a position (3,) and rotation (3, 3), until both are met, nothing moves any more or time is up.
+
+        `gentle_steps` are slow ones at the start, while the fingers open or close.
+        """
         from scipy.spatial.transform import Rotation
 
         best, since = np.inf, 0
-        for _ in range(steps):
+        for step in range(steps):
             offset = np.asarray(target) - self._scene.hand
             turn = Rotation.from_matrix(rotation @ self._scene.hand_rotation.T).as_rotvec()
             distance, left = float(np.linalg.norm(offset)), float(np.linalg.norm(turn))
@@ -111,11 +115,13 @@ class LiberoExpert:
             if since > STALLED_STEPS:
                 return
             push = offset / METERS
-            push *= min(1.0, speed / max(np.abs(push).max(), 1e-9))
+            limit = GENTLE if step < gentle_steps else speed
+            push *= min(1.0, limit / max(np.abs(push).max(), 1e-9))
             yield np.array([*push, *np.clip(turn / RADIANS, -MAX_TURN, MAX_TURN), self._grip])
 
-    def _rise(self, height: float, rotation: np.ndarray = DOWN, steps: int = 80, tolerance: float = 0.02) -> Motion:
-        yield from self._move(self._scene.hand + [0, 0, height], rotation, tolerance, steps=steps, speed=0.7)
+    def _rise(self, height: float, rotation: np.ndarray = DOWN, steps: int = 80, gentle_steps: int = 0) -> Motion:
+        target = self._scene.hand + [0, 0, height]
+        yield from self._move(target, rotation, 0.02, steps=steps, speed=0.7, gentle_steps=gentle_steps)
 
     # ---------------------------------------------------------------- picking and placing
 
@@ -128,6 +134,9 @@ class LiberoExpert:
 
     def _pick(self, name: str, lift: float) -> Generator[np.ndarray, None, np.ndarray]:
         """Take hold of an object and lift it; returns the rotation of the hand that holds it."""
+        if self._scene.is_held(name):  # by whoever acted before
+            self._grip = CLOSE
+            return self._scene.hand_rotation
         for attempt in range(3):
             position, rotation = self._grasps(name)[attempt]
             before = self._scene.height(name)
@@ -136,8 +145,8 @@ class LiberoExpert:
             yield from self._move(np.array([*position[:2], hover]), rotation, 0.012)
             yield from self._move(position + [0, 0, 0.05], rotation, speed=0.8)
             yield from self._move(position, rotation, 0.006, steps=40, speed=0.4)
-            yield from self._set_gripper(CLOSE)
-            yield from self._rise(lift, rotation)
+            self._grip = CLOSE
+            yield from self._rise(lift, rotation, gentle_steps=FINGER_STEPS)
             if self._scene.height(name) > before + 0.2 * lift:
                 break
         return rotation
@@ -146,11 +155,12 @@ class LiberoExpert:
         """Carry what is held so that its own middle is over `xy` and its lowest point at z = `bottom`, and let go."""
         target = np.array([*xy, bottom]) + self._hold_offset(name)
         height = float(np.clip(self._scene.hand[2], target[2] + 0.06, target[2] + 0.2))
+        yield from self._move(np.array([*self._scene.hand[:2], max(height, self._scene.hand[2])]), rotation, 0.04)
         yield from self._move(np.array([*target[:2], height]), rotation, 0.012)
         target = np.array([*xy, bottom]) + self._hold_offset(name)  # it may have slipped on the way
         yield from self._move(target, rotation, 0.01, steps=60, speed=0.5)
-        yield from self._set_gripper(OPEN)
-        yield from self._rise(0.1, rotation, steps=20)
+        self._grip = OPEN
+        yield from self._rise(0.1, rotation, steps=30, gentle_steps=FINGER_STEPS)
 
     def _hold_offset(self, name: str) -> np.ndarray:
         """From the middle of an object's lower side to the hand (3,)."""
@@ -177,7 +187,6 @@ class LiberoExpert:
         else:
             spot = scene.region_center(destination)
             yield from self._place(name, spot[:2], spot[2] + (0.02 if "basket" in destination else 0.03), rotation)
-        yield from self._wait(10)
 
     def _clear_drawer(self, name: str, joint: int) -> Motion:
         """Set an object aside that lies where a drawer opens."""
@@ -191,7 +200,7 @@ class LiberoExpert:
 
     def _push(self, name: str, xy: np.ndarray, touch: Touch) -> Motion:
         """Slide a plate or a bowl: closed fingers press inside its rim and drag it along."""
-        yield from self._set_gripper(CLOSE, 6)
+        self._grip = CLOSE
         for _ in range(4):
             vertices = self._scene.object_vertices(name)
             middle, radius, bottom = center(vertices)[:2], np.ptp(vertices[:, 0]) / 2, vertices[:, 2].min()
@@ -226,20 +235,21 @@ class LiberoExpert:
             pointing = rotation[:, 2]
             self._grip = OPEN
             above = handle - 0.14 * pointing + [0, 0, 0.05]
-            yield from self._move(above, rotation, 0.015, 0.06, steps=110)
+            yield from self._move(above, rotation, 0.03, 0.06, steps=110)
             yield from self._move(handle - 0.06 * pointing, rotation, 0.015, 0.05, speed=0.8)
             yield from self._move(handle + 0.004 * pointing, rotation, 0.006, steps=40, speed=0.5)
-            yield from self._set_gripper(CLOSE, 10)
-            yield from self._move(self._scene.hand + DRAWER_PULL * outwards, rotation, 0.016, steps=70, speed=0.7)
-            yield from self._set_gripper(OPEN, 6)
-            yield from self._move(self._scene.hand - 0.08 * pointing, rotation, 0.02, steps=25)
+            self._grip = CLOSE
+            pulled = self._scene.hand + DRAWER_PULL * outwards
+            yield from self._move(pulled, rotation, 0.016, speed=0.7, gentle_steps=FINGER_STEPS)
+            self._grip = OPEN
+            yield from self._move(self._scene.hand - 0.08 * pointing, rotation, 0.02, steps=30, gentle_steps=6)
             if self._scene.is_open(joint):
                 return
 
     def _close(self, region: str) -> Motion:
         """Push a drawer shut with closed fingers."""
         joint = self._scene.drawer_joint(region)
-        yield from self._set_gripper(CLOSE, 4)
+        self._grip = CLOSE
         handle, outwards = self._scene.handle(joint)
         front = handle + 0.08 * outwards
         yield from self._move(front + [0, 0, 0.2], tolerance=0.02)
@@ -253,12 +263,10 @@ class LiberoExpert:
         """Take a stove's knob from above and twist."""
         corners, axis, sign = self._scene.knob(fixture)
         top = corners[:, 2].max()
-        tab = corners[corners[:, 2] > top - 0.006].mean(0)
-        yield from self._set_gripper(CLOSE, 5)
-        yield from self._move(np.array([*tab[:2], top + 0.12]), tolerance=0.015)
         self._grip = OPEN
+        yield from self._move(np.array([*axis[:2], top + 0.12]), tolerance=0.015)
         yield from self._move(np.array([*axis[:2], top + 0.05]), tolerance=0.01)
         yield from self._move(np.array([*axis[:2], top - 0.012]), steps=50, speed=0.4)
-        yield from self._set_gripper(CLOSE)
-        for _ in range(40):
+        self._grip = CLOSE
+        for _ in range(50):
             yield np.array([0, 0, 0, 0, 0, 0.35 * sign, CLOSE])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 DOWN = np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])  # the tool points down and its fingers close along the world's y
-RIM_INSET, RIM_DEPTH = 0.004, 0.028  # how far inside and below a bowl's rim the fingertips go
+RIM_INSET, RIM_DEPTH = 0.004, 0.034  # how far inside and below a bowl's rim the fingertips go
 
 
 class Grasp(NamedTuple):
@@ -69,9 +69,9 @@ def rim_grasps(vertices: np.ndarray, clutter: np.ndarray) -> list[Grasp]:
     for angle in np.pi / 2 + np.linspace(-np.pi, np.pi, 24, endpoint=False):
         outwards = np.array([np.cos(angle), np.sin(angle)])
         position = np.array([*(middle + radius * outwards), top - RIM_DEPTH])
-        wrist = min(abs(np.sin(angle) - 1), abs(np.sin(angle) + 1) + 0.05)
+        wrist = min(abs(np.sin(angle) - 1), abs(np.sin(angle) + 1) + 0.5)
         grasps.append(Grasp(position, turned(angle % np.pi - np.pi / 2)))
-        costs.append(_swept(clutter - position, outwards) + 3 * wrist)
+        costs.append(_swept(clutter - position, outwards) + 100 * wrist)
     return [grasps[index] for index in np.argsort(costs)]
 
 

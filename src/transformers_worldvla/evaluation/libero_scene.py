@@ -64,6 +64,12 @@ class Scene:
         """z of the origin of an object."""
         return float(self._data.xpos[self.body(name)][2])
 
+    def is_held(self, name: str) -> bool:
+        """Whether both fingers touch an object."""
+        fingers = self._simulator.robots[0].gripper.important_geoms
+        sides = [fingers["left_finger"], fingers["right_finger"]]
+        return bool(self._simulator._check_grasp(sides, self._simulator.get_object(name)))
+
     def subtree(self, body: int) -> list[int]:
         """A body and all that hangs on it."""
         found = [body]
