@@ -24,6 +24,7 @@ OPEN, CLOSE = -1.0, 1.0
 METERS, RADIANS = 0.05, 0.5  # of an action of 1
 MAX_TURN = 0.4  # of an action, per axis
 FINGER_STEPS, GENTLE = 11, 0.07  # the fingers take so long to close; how fast the hand moves meanwhile, of an action
+OVER = 0.02  # metres beside a grasp from which a hand goes straight down
 STALLED_STEPS = 12  # without progress, and a motion is given up
 HANDLE_TILTS = (1.4, 1.2, 1.55)  # radians from straight down; a hand that is less level slips off a drawer's handle
 DRAWER_REACH, DRAWER_PULL = 0.235, 0.16  # metres in front of a closed handle to keep free, and to pull it
@@ -142,8 +143,11 @@ class LiberoExpert:
             before = self._scene.height(name)
             self._grip = OPEN
             hover = position[2] + (0.15 if attempt == 0 else 0.12)
-            yield from self._move(np.array([*position[:2], hover]), rotation, 0.012)
-            yield from self._move(position + [0, 0, 0.05], rotation, speed=0.8)
+            over = attempt == 0 and bool(np.linalg.norm(self._scene.hand[:2] - position[:2]) < OVER)
+            if not over:
+                yield from self._move(np.array([*position[:2], hover]), rotation, 0.012)
+            if not over or self._scene.hand[2] > position[2] + 0.05:
+                yield from self._move(position + [0, 0, 0.05], rotation, speed=0.8)
             yield from self._move(position, rotation, 0.006, steps=40, speed=0.4)
             self._grip = CLOSE
             yield from self._rise(lift, rotation, gentle_steps=FINGER_STEPS)
