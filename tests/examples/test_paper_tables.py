@@ -168,7 +168,7 @@ def test_the_document_says_what_was_trained_on(store: Store, tmp_path: Path) -> 
     assert "Demonstrations: `lerobot`." in report.write_report(named)
     store.cache(128).parent.mkdir()
     store.cache(128).symlink_to(Path(__file__).parents[2] / "hub" / "libero-goal-tokens")
-    assert "Demonstrations: 272 episodes of 9 tasks." in report.write_report(store)
+    assert "Demonstrations: 150 episodes of 6 tasks." in report.write_report(store)
 
 
 def test_success_has_wilsons_interval_and_a_paired_test(store: Store) -> None:
