@@ -265,7 +265,7 @@ def test_the_first_answer_in_the_guide_is_that_of_the_checkpoint(
     monkeypatch.chdir(tmp_path)
     first, *_ = blocks(DOCS / "guides" / "act.md")
     exec(first.code, {})
-    instruction = "put the wine bottle on the rack"
+    instruction = "put the bowl on top of the cabinet"
     files = ["previous.png", "now.png"]
     capfd.readouterr()
     assert main(["predict", "--images", *files, "--instruction", instruction, "--json", "--device", "cpu"]) == 0

@@ -221,7 +221,7 @@ def test_a_visitor_acts_imagines_and_drags(server: str, tmp_path: Path) -> None:
         page.set_default_timeout(120_000)
         playwright.expect.set_options(timeout=120_000)
         page.goto(server, wait_until="domcontentloaded")
-        playwright.expect(page.get_by_label("instruction")).to_have_value("put the wine bottle on the rack")
+        playwright.expect(page.get_by_label("instruction")).to_have_value("put the bowl on top of the cabinet")
 
         page.get_by_role("button", name="Predict actions").click()
         playwright.expect(page.locator("#plots img")).to_be_visible()

@@ -161,7 +161,7 @@ def test_episodes_as_starts(world: DreamWorld) -> None:
 def test_the_bundled_world_needs_no_argument() -> None:
     env = gymnasium.make(ENV_ID)
     observation, info = env.reset(seed=0)
-    assert observation["image"].shape == (128, 128, 3) and info["instruction"] == "put the wine bottle on the rack"
+    assert observation["image"].shape == (128, 128, 3) and info["instruction"] == "put the bowl on top of the cabinet"
     moved = env.step(np.zeros(7, np.float32))[0]["image"].astype(float)
     assert np.abs(moved - observation["image"]).mean() < 12, "a still robot sees about the same picture"
 

@@ -67,7 +67,7 @@ class LiberoExpert:
             for goal in self._scene.goals:
                 if not self._scene.is_satisfied(goal):
                     yield from self._reach(goal)
-            yield from self._wait(1)
+            yield np.array([0, 0, 0, 0, 0, 0, self._grip])
 
     def _reach(self, goal: list[str]) -> Motion:
         predicate, *names = goal
@@ -83,10 +83,6 @@ class LiberoExpert:
             raise NotImplementedError(f"the scripted expert cannot reach {goal}")
 
     # ---------------------------------------------------------------- motions
-
-    def _wait(self, steps: int) -> Motion:
-        for _ in range(steps):
-            yield np.array([0, 0, 0, 0, 0, 0, self._grip])
 
     def _move(
         self,

@@ -59,7 +59,8 @@ def narrowest_grasp(vertices: np.ndarray, depth: float) -> Grasp:
 def rim_grasps(vertices: np.ndarray, clutter: np.ndarray) -> list[Grasp]:
     """A bowl (n, 3) by its rim, one finger inside: 24 grasps around it, those with the least `clutter` (m, 3) first.
 
-    Ties are broken by the wrist: it turns least where the fingers close along the world's y.
+    A turned wrist costs as much as up to 100 points of clutter, the far side of the bowl 50 more: who is to learn from
+    this sees the same grasp unless something really is in its way.
     """
     top = vertices[:, 2].max()
     rim = vertices[vertices[:, 2] > top - 0.012][:, :2]
