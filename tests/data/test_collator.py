@@ -317,3 +317,45 @@ def test_codes_that_move_need_tokens(processor):
         )
     with pytest.raises(ValueError, match="moved_weight is a number >= 0, not -1"):
         WorldVLADataCollator(processor, moved_weight=-1)
+
+
+# -------------------------------------------------------------------- labels of actions, jittered
+
+
+def action_labels(processor: Any, samples: list[dict[str, Any]], **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Which labels are action bins, and the index of each bin."""
+    labels = WorldVLADataCollator(processor, **options)(samples)["labels"].numpy()
+    index = {token: number for number, token in enumerate(processor.tokens.action_bins)}
+    places = np.isin(labels, list(index))
+    return places, np.array([index[token] for token in labels[places].tolist()])
+
+
+def test_jitter_moves_action_labels_by_a_normal_number_of_bins(processor):
+    """Deviation and mean of the shift; the ids that the model reads, and every other label, stay."""
+    samples = [
+        each for robot in ROBOTS for each in map(samples_of(processor, robot, lengths=(60,)).__getitem__, range(50))
+    ]
+    plain, noisy = (WorldVLADataCollator(processor, action_jitter=jitter)(samples) for jitter in (0, 4))
+    assert torch.equal(plain["input_ids"], noisy["input_ids"]) and torch.equal(
+        plain["loss_weights"], noisy["loss_weights"]
+    )
+    places, before = action_labels(processor, samples)
+    moved, after = action_labels(processor, samples, action_jitter=4)
+    assert (places == moved).all() and (plain["labels"].numpy()[~places] == noisy["labels"].numpy()[~places]).all()
+    inner = (before > 20) & (before < 235)
+    shift = (after - before)[inner]
+    assert len(shift) > 300
+    assert abs(shift.mean()) < 5 * 4 / len(shift) ** 0.5 and 3.5 < shift.std() < 4.5
+    assert (action_labels(processor, samples, action_jitter=4)[1] == after).all(), "the same batch, the same noise"
+    assert (action_labels(processor, samples[::-1], action_jitter=4)[1] != after).any()
+
+
+def test_jitter_stays_among_the_bins(processor):
+    robot = processor.get_embodiment(next(iter(ROBOTS)))
+    sample = samples_of(processor, robot.name)[0]
+    for limit, end in ((robot.low, 0), (robot.high, len(processor.tokens.action_bins) - 1)):
+        edge = sample | {"target_actions": np.tile(limit, (len(sample["target_actions"]), 1))}
+        _, bins = action_labels(processor, [edge] * 8, action_jitter=3)
+        assert (bins == end).mean() > 0.4 and np.abs(bins - end).max() > 1
+    with pytest.raises(ValueError, match="action_jitter is a number of bins >= 0, not -1"):
+        WorldVLADataCollator(processor, action_jitter=-1)

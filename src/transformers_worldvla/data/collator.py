@@ -5,6 +5,7 @@ the model's business: it derives it from the ids, and in packed rows from `seq_i
 """
 
 import inspect
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,10 @@ class WorldVLADataCollator:
             embodiment (the model does not take it).
         moved_weight: loss weight of an answer's picture codes that differ from the frame before, for samples of tokens.
             From frame to frame few codes change: a small model that weighs all alike learns to copy.
+        action_jitter: standard deviation, in bins, of noise on the labels of actions (the ids stay). To a cross entropy
+            the bin beside the right one is as wrong as any; with noise neighbours share what is learned, and the
+            likeliest bin is the middle of a likely range. The noise belongs to the batch: a run that goes on sees it
+            again.
 
     Returns on call:
         `input_ids`, `attention_mask`, `labels`, `loss_weights`, and where asked for `seq_idx` (a row's samples from 0)
@@ -73,6 +78,7 @@ class WorldVLADataCollator:
         pad_to_multiple_of: int | None = None,
         embodiment_ids: bool = False,
         moved_weight: float = 1.0,
+        action_jitter: float = 0.0,
     ):
         for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
             if value is not None and value < 1:
@@ -81,17 +87,22 @@ class WorldVLADataCollator:
             raise ValueError(f"max_length {max_length} is no multiple of pad_to_multiple_of {pad_to_multiple_of}")
         if not 0 <= moved_weight < float("inf"):
             raise ValueError(f"moved_weight is a number >= 0, not {moved_weight}")
+        if not 0 <= action_jitter < float("inf"):
+            raise ValueError(f"action_jitter is a number of bins >= 0, not {action_jitter}")
         self.processor = processor
         self.packing = packing
         self.max_length = max_length
         self.pad_to_multiple_of = pad_to_multiple_of
         self.embodiment_ids = embodiment_ids
         self.moved_weight = moved_weight
+        self.action_jitter = action_jitter
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self._process(samples)
         if self.moved_weight != 1:
             self._weigh_moved_codes(samples, batch)
+        if self.action_jitter:
+            self._jitter_actions(batch)
         lengths = batch["attention_mask"].sum(axis=1).tolist()
         longest = max(range(len(samples)), key=lengths.__getitem__)
         if self.max_length is not None and lengths[longest] > self.max_length:
@@ -134,6 +145,16 @@ class WorldVLADataCollator:
             codes = batch["input_ids"][row, places]
             moved = codes[-answered:] != codes[-answered - step : -step]
             batch["loss_weights"][row, places[-answered:][moved]] *= self.moved_weight
+
+    def _jitter_actions(self, batch: dict[str, Any]) -> None:
+        """Move the labels (samples, longest) of action bins to bins nearby, never past the first or the last."""
+        bins, labels = np.array(self.processor.tokens.action_bins), batch["labels"]
+        places = np.isin(labels, bins)
+        order = np.argsort(bins)
+        index = order[np.searchsorted(bins, labels[places], sorter=order)]
+        rng = np.random.default_rng(zlib.crc32(labels.tobytes()))
+        shift = rng.normal(scale=self.action_jitter, size=len(index)).round().astype(np.int64)
+        labels[places] = bins[np.clip(index + shift, 0, len(bins) - 1)]
 
     def _lay_out(
         self, samples: Sequence[dict[str, Any]], batch: dict[str, Any], lengths: list[int], rows: list[list[int]]

@@ -58,6 +58,7 @@ class RunSettings:
     schedule: str | None = None
     warmup_steps: int | None = None
     moved_weight: float = 1.0
+    action_jitter: float = 0.0
     packing: bool = False
     max_length: int | None = None
     bf16: bool = False
@@ -263,7 +264,12 @@ def _trainer(
     options: RunOptions,
 ) -> WorldVLATrainer:
     collate = WorldVLADataCollator(
-        processor, settings.packing, settings.max_length, embodiment_ids=True, moved_weight=settings.moved_weight
+        processor,
+        settings.packing,
+        settings.max_length,
+        embodiment_ids=True,
+        moved_weight=settings.moved_weight,
+        action_jitter=settings.action_jitter,
     )
     callback = None
     if options.sample_pictures and (samples := world_samples(validation, options.sample_pictures)):
