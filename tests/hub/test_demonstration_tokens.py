@@ -12,25 +12,35 @@ from transformers_worldvla.data import FrameTokenCache
 from transformers_worldvla.evaluation.libero_suites import find_tasks, step_budget
 
 HUB = Path(__file__).parents[2] / "hub"
-DEMONSTRATIONS, CORRECTIONS = HUB / "libero-goal-tokens", HUB / "libero-goal-corrections"
+DEMONSTRATIONS, MORE, CORRECTIONS = (
+    HUB / name for name in ("libero-goal-tokens", "libero-goal-tokens-more", "libero-goal-corrections")
+)
 CHECKPOINT = HUB / "worldvla-libero-tiny"
 
 
-@pytest.fixture(scope="module", params=[DEMONSTRATIONS, CORRECTIONS], ids=["demonstrations", "corrections"])
-def cache(request: pytest.FixtureRequest) -> FrameTokenCache:
-    """Opened for the bundled checkpoint: refused where its image tokenizer is another one."""
+def opened(path: Path) -> FrameTokenCache:
+    """For the bundled checkpoint: refused where its image tokenizer is another one."""
     model = WorldVLAForCausalLM.from_pretrained(CHECKPOINT)
     processor = WorldVLAProcessor.from_pretrained(CHECKPOINT, trust_remote_code=False)
-    return FrameTokenCache(request.param).verify(model, processor)
+    return FrameTokenCache(path).verify(model, processor)
+
+
+def instructions(cache: FrameTokenCache) -> Counter[str]:
+    return Counter(episode.instruction for split in cache.splits for episode in cache.episodes(split))
+
+
+@pytest.fixture(scope="module", params=[DEMONSTRATIONS, MORE, CORRECTIONS], ids=["demonstrations", "more", "corrections"])
+def cache(request: pytest.FixtureRequest) -> FrameTokenCache:
+    return opened(request.param)
 
 
 def test_holds_successful_episodes_of_the_benchmark(cache: FrameTokenCache) -> None:
     pytest.importorskip("libero", reason="the extra libero is not installed")
     official = {task.instruction for task in find_tasks("libero_goal")}
     episodes = [episode for split in cache.splits for episode in cache.episodes(split)]
-    counts = Counter(episode.instruction for episode in episodes)
-    least = 25 if cache.path == DEMONSTRATIONS else 12
-    assert counts.keys() <= official and sum(count >= least for count in counts.values()) == 6
+    counts = instructions(cache)
+    least, tasks = {DEMONSTRATIONS: (25, 6), MORE: (12, 7), CORRECTIONS: (12, 6)}[cache.path]
+    assert counts.keys() <= official and sum(count >= least for count in counts.values()) == tasks
     for episode in episodes:
         assert np.abs(episode.actions).max() <= 1
         assert len(episode.actions) <= step_budget("libero_goal")
@@ -41,8 +51,15 @@ def test_no_episode_is_in_two_splits(cache: FrameTokenCache) -> None:
     assert sum(map(len, seen)) == len(set.union(*seen)) == cache.header["preparation"]["episodes"]
 
 
-def test_train_takes_both_as_one_robot(capsys: pytest.CaptureFixture[str]) -> None:
-    data = ["--dataset", str(DEMONSTRATIONS), "--dataset", str(CORRECTIONS)]
+def test_every_task_has_demonstrations() -> None:
+    pytest.importorskip("libero", reason="the extra libero is not installed")
+    counts = instructions(opened(DEMONSTRATIONS)) + instructions(opened(MORE))
+    assert counts.keys() == {task.instruction for task in find_tasks("libero_goal")}
+    assert sum(counts.values()) == 282 and sorted(counts.values())[:2] == [12, 25]
+
+
+def test_train_takes_all_as_one_robot(capsys: pytest.CaptureFixture[str]) -> None:
+    data = [word for path in (DEMONSTRATIONS, MORE, CORRECTIONS) for word in ("--dataset", str(path))]
     assert main(["train", *data, "--model", str(CHECKPOINT), "--recipe", "full", "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "train 142 episodes" in shown and "train 83 episodes" in shown
+    assert all(f"train {count} episodes" in shown for count in (142, 125, 83))
