@@ -39,6 +39,8 @@ def test_the_vocabulary_decides_over_ids_in_a_file():
     [
         ({"action_attention": "none"}, "action_attention is one of independent, causal, not 'none'"),
         ({"loss_reduction": "mean"}, "loss_reduction is one of paper, authors, not 'mean'"),
+        ({"action_bin_window": -1}, "action_bin_window is a whole number from 0 to 255, not -1"),
+        ({"action_bin_window": 2.0}, "action_bin_window is a whole number from 0 to 255, not 2.0"),
     ],
 )
 def test_unknown_choices(fields, message):

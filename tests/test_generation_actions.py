@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from model_factory import configured, left_pad, tiny_model, writer
 
 from transformers_worldvla import WorldVLAForCausalLM
+from transformers_worldvla.decoding_worldvla import Sampler
 
 EITHER = pytest.mark.parametrize("decoding", ["parallel", "sequential"])
 CACHES = ("dynamic", "static")
@@ -258,6 +259,59 @@ def test_always_legal(model, temperature, seed, decoding):
     assert not (tokens == model.config.vocabulary_map["<reserved10001>"]).any()
 
 
+# -------------------------------------------------------------------- the middle of the likeliest range
+
+
+def likeliest_range(logprobs: torch.Tensor, window: int) -> tuple[int, float]:
+    """By brute force: of all ranges of bins the likeliest, its rounded mean and its log-probability."""
+    p = logprobs.double().exp()
+    ranges = [slice(max(0, middle - window), middle + window + 1) for middle in range(len(p))]
+    best = max(ranges, key=lambda bins: float(p[bins].sum()))
+    mean = (p[best] * torch.arange(len(p))[best]).sum() / p[best].sum()
+    return round(float(mean)), float(p[best].sum().log())
+
+
+@pytest.mark.parametrize("window", [1, 12, 200])
+@EITHER
+def test_a_window_answers_the_mean_of_the_likeliest_range(model, decoding, window):
+    """Both ways of decoding, and the log-probability is that of the range; 0 is the arg max."""
+    rows = prompts(model, [3, 8, 1])
+    arguments = {**left_pad(model, rows), "num_actions": 3, "decoding": decoding}
+    answer = model.generate_actions(**arguments, bin_window=window, return_dict_in_generate=True)
+    bins = writer(model).bins
+    for row, prompt in enumerate(rows):
+        logprobs = teacher_forced(model, prompt, answer.sequences[row]).flatten(0, -2)
+        for bin_logprobs, token, found in zip(
+            logprobs, answer.sequences[row].flatten(), answer.logprobs[row].flatten(), strict=True
+        ):
+            middle, logprob = likeliest_range(bin_logprobs, window)
+            assert abs(bins.index(int(token)) - middle) <= 1, "a half may be rounded either way"
+            assert float(found) == pytest.approx(logprob, abs=1e-4)
+    plain = model.generate_actions(**arguments)
+    assert torch.equal(model.generate_actions(**arguments, bin_window=0), plain)
+    with configured(model, action_bin_window=window):
+        assert torch.equal(model.generate_actions(**arguments), answer.sequences)
+        assert torch.equal(model.generate_actions(**arguments, bin_window=0), plain)
+
+
+def test_a_window_sees_the_range_where_the_likeliest_bin_is_a_stray():
+    """One bin of 0.3 among nothing, twenty neighbours of 0.035: the range is likelier."""
+    sampler = Sampler(torch.nn.Linear(1, 256), range(256), window=10)
+    p = torch.full((256,), 1e-9)
+    p[5], p[100:120] = 0.3, 0.035
+    choice, logprob = sampler.likeliest_range(p.log()[None])
+    assert int(choice) in (109, 110) and float(logprob.exp()) == pytest.approx(0.7, abs=1e-4)
+
+
+def test_a_window_does_nothing_to_samples(model):
+    arguments = {**left_pad(model, prompts(model, [3, 8])), "num_actions": 2, "do_sample": True}
+    one, other = (
+        model.generate_actions(**arguments, generator=torch.Generator().manual_seed(3), bin_window=window)
+        for window in (0, 9)
+    )
+    assert torch.equal(one, other)
+
+
 # -------------------------------------------------------------------- stateless
 
 
@@ -316,6 +370,7 @@ def test_a_head_that_is_no_plain_linear(model):
         ({"num_return_sequences": 0}, "num_return_sequences is at least 1, not 0"),
         ({"do_sample": True, "temperature": 0.0}, "temperature is positive, not 0.0: use do_sample=False"),
         ({"do_sample": True, "top_k": 0}, "top_k is at least 1, not 0: leave it out"),
+        ({"bin_window": -1}, "a window of bins is at least 0, not -1"),
         ({"cache_implementation": "paged"}, 'cache_implementation is "dynamic" or "static", not \'paged\''),
     ],
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers.models.chameleon.configuration_chameleon import ChameleonConfig, ChameleonVQVAEConfig
 
-from .tokens_worldvla import BOS, PAD, SEPARATOR, published_vocabulary
+from .tokens_worldvla import BOS, NUM_BINS, PAD, SEPARATOR, published_vocabulary
 
 ATTENTIONS = ("independent", "causal")
 REDUCTIONS = ("paper", "authors")
@@ -53,6 +53,9 @@ class WorldVLAConfig(ChameleonConfig):
             looked up in it by name. Defaults to the published ids.
         action_attention: `independent` hides the answer's action blocks from one
             another (paper Figure 3b, authors' `generate_att_mask_3`); `causal` is the ordinary mask (Figure 3a).
+        action_bin_window: how `generate_actions` chooses without sampling. 0 answers the likeliest bin (the authors'
+            decoding); w > 0 the expected bin within the likeliest range of 2 w + 1 bins, which suits models trained
+            with jittered labels or on little data, whose single bins are noise.
         action_dim: D of the default embodiment, used when `generate_actions` is given none.
         num_cameras: pictures a time step (C), used for video prediction; a world prompt shows
             its C.
@@ -74,6 +77,7 @@ class WorldVLAConfig(ChameleonConfig):
     sub_configs = {"vq_config": WorldVLAVQVAEConfig}
 
     action_attention: str = "independent"
+    action_bin_window: int = 0
     action_dim: int | None = None
     num_cameras: int = 1
     dropout: float | int = 0.05
@@ -96,6 +100,8 @@ class WorldVLAConfig(ChameleonConfig):
         for name, legal in (("action_attention", ATTENTIONS), ("loss_reduction", REDUCTIONS)):
             if getattr(self, name) not in legal:
                 raise ValueError(f"{name} is one of {', '.join(legal)}, not {getattr(self, name)!r}")
+        if type(self.action_bin_window) is not int or not 0 <= self.action_bin_window < NUM_BINS:
+            raise ValueError(f"action_bin_window is a whole number from 0 to 255, not {self.action_bin_window!r}")
         # the published configs name other ids, which their sequences never use: the vocabulary decides
         self.bos_token_id = self.vocabulary_map.get(BOS)
         self.pad_token_id = self.vocabulary_map.get(PAD)

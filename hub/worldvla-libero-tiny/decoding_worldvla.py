@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import avg_pool1d
 
 from .cache_worldvla import DecodingCache
 
@@ -27,17 +28,23 @@ class Sampler:
         temperature: float = 1.0,
         top_k: int | None = None,
         generator: torch.Generator | None = None,
+        window: int = 0,
     ):
         if do_sample and temperature <= 0:
             raise ValueError(f"temperature is positive, not {temperature}: use do_sample=False for greedy decoding")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is at least 1, not {top_k}: leave it out to sample from all legal tokens")
+        if window < 0:
+            raise ValueError(f"a window of bins is at least 0, not {window}")
         self.lm_head = lm_head
         ids = sorted(legal_ids)
         self.adjacent = (ids[0], ids[-1] + 1) if ids[-1] - ids[0] == len(ids) - 1 else None
         self.ids = torch.tensor(ids, device=next(lm_head.parameters()).device)
         self.take_rows()
         self.do_sample, self.temperature, self.top_k, self.generator = do_sample, temperature, top_k, generator
+        self.window = window
+        if window:  # where the legal ids, in the order they were given, stand in `ids`
+            self.places = torch.searchsorted(self.ids, self.ids.new_tensor(legal_ids))
 
     def take_rows(self) -> None:
         """The head's rows of the legal ids as they are now: (legal ids, hidden), a view where ids are adjacent, as in
@@ -66,9 +73,27 @@ class Sampler:
         flat = probabilities.reshape(-1, probabilities.shape[-1])
         return torch.multinomial(flat, 1, generator=self.generator).view(probabilities.shape[:-1])
 
+    def likeliest_range(self, logits: torch.Tensor) -> tuple[torch.LongTensor, torch.Tensor]:
+        """The expected index within the likeliest `window` neighbours to either side, and that range's log-probability.
+
+        (..., legal ids) -> (...) each. Neighbours are so in the order in which the legal ids were given.
+        """
+        probabilities = logits[..., self.places].softmax(-1).flatten(0, -2)[:, None]
+        index = torch.arange(logits.shape[-1], device=logits.device, dtype=logits.dtype)
+        both = torch.cat([probabilities, probabilities * index], dim=1)
+        width = 2 * self.window + 1
+        mass, moment = (avg_pool1d(both, width, stride=1, padding=self.window) * width).unbind(1)
+        best = mass.argmax(-1, keepdim=True)
+        most = mass.gather(-1, best)
+        choice = (moment.gather(-1, best) / most).round().long()
+        return self.places[choice].view(logits.shape[:-1]), most.clamp(max=1).log().view(logits.shape[:-1])
+
     def __call__(self, hidden: torch.Tensor) -> tuple[torch.LongTensor, torch.Tensor]:
-        """(..., hidden) -> chosen ids (...) and their log-probabilities (...)."""
+        """(..., hidden) -> chosen ids (...) and their log-probabilities (...), with a window those of the ranges."""
         logits = self.logits(hidden)
+        if self.window and not self.do_sample:
+            choice, logprobs = self.likeliest_range(logits)
+            return self.ids[choice], logprobs
         choice = self.draw(self.probabilities(logits)) if self.do_sample else logits.argmax(-1)
         return self.ids[choice], logits.log_softmax(-1).gather(-1, choice[..., None])[..., 0]
 

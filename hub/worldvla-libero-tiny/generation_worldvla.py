@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 @dataclass
 class WorldVLAGenerateOutput(ModelOutput):
     """`sequences` as returned without `return_dict_in_generate`, and `logprobs` of the same shape: each chosen token's
-    log-probability under the model restricted to the ids that are legal there (0 for forced tokens)."""
+    log-probability under the model restricted to the ids that are legal there (0 for forced tokens); with a bin window
+    that of the range that a bin is the middle of."""
 
     sequences: torch.LongTensor | None = None
     logprobs: torch.FloatTensor | None = None
@@ -85,6 +86,7 @@ class WorldVLAGenerationMixin:
         return_dict_in_generate: bool = False,
         cache_implementation: str | None = None,
         generator: torch.Generator | None = None,
+        bin_window: int | None = None,
     ) -> torch.LongTensor | WorldVLAGenerateOutput:
         """Answer an action prompt with exactly `num_actions` actions of legal bins.
 
@@ -96,6 +98,9 @@ class WorldVLAGenerationMixin:
 
         `prefix` (of `prefill_actions`): the beginning of the prompt, already computed. `cache_implementation`:
         "dynamic" (attention reads the columns in use) or "static" (all columns: fixed shapes, the engine's).
+
+        `bin_window` (the configuration's `action_bin_window` by default): without sampling, 0 chooses the likeliest
+        bin, w the expected bin within the likeliest range of 2 w + 1.
         """
         action_dim = self._action_dim(action_dim)
         if num_actions < 1 or action_dim < 1:
@@ -112,7 +117,8 @@ class WorldVLAGenerationMixin:
         input_ids, mask = self._prompt(input_ids, attention_mask, pixel_values)
         if prefix is not None:
             input_ids, mask = prefix.remainder(input_ids, mask)
-        sampler = Sampler(self.lm_head, tokens.action_bins, do_sample, temperature, top_k, generator)
+        window = self.config.action_bin_window if bin_window is None else bin_window
+        sampler = Sampler(self.lm_head, tokens.action_bins, do_sample, temperature, top_k, generator, window)
         engine = self._attached_engine()
         implementation = cache_implementation or ("dynamic" if engine is None else "static")
         answer = num_actions * tokens.action_block_length(action_dim)
@@ -132,7 +138,7 @@ class WorldVLAGenerationMixin:
         else:
             ids, mask = engine.bucketed(input_ids, mask, tokens.pad)
             inputs = (ids, mask) if prefix is None else (ids, mask, *prefix.tensors())
-            chosen = engine.replay(("actions", in_parallel, num_actions, action_dim), decode, *inputs)
+            chosen = engine.replay(("actions", in_parallel, num_actions, action_dim, window), decode, *inputs)
         return WorldVLAGenerateOutput(*chosen) if return_dict_in_generate else chosen[0]
 
     @torch.inference_mode()
