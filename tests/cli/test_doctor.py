@@ -55,7 +55,7 @@ def test_turned_pictures_and_a_gripper_in_other_units(
     worldvla: Callable[..., Any], upside_down: Path, tmp_path: Path
 ) -> None:
     checkpoint, picture = bundled_folder(DEFAULT_CHECKPOINT), tmp_path / "views.png"
-    result = worldvla("doctor", checkpoint, "--dataset", upside_down, "--moments", 5, "--picture", picture)
+    result = worldvla("doctor", checkpoint, "--dataset", upside_down, "--moments", 12, "--picture", picture)
     assert result.code == 1 and f"wrote {picture}" in result.out
     failed = [line.split("  ")[0] for line in result.out.splitlines() if "  failed  " in line]
     assert failed == ["gripper", "orientation"]

@@ -42,7 +42,7 @@ def moments() -> list[Moment]:
 def real_moments(trained: tuple[Any, Any], real_episode: EpisodeDataset) -> list[Moment]:
     processor = trained[1]
     robot = processor.get_embodiment()
-    return read_moments(real_episode, robot, processor.history, processor.num_actions, count=5)
+    return read_moments(real_episode, robot, processor.history, processor.num_actions, count=12)
 
 
 # -------------------------------------------------------------------- moments
