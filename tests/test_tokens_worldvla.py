@@ -75,6 +75,18 @@ def test_compact_vocabulary_in_any_order():
     assert len(special_token_names(32, 4)) == len(set(special_token_names(32, 4)))
 
 
+@pytest.mark.parametrize("vocabulary", [published_vocabulary(), compact_vocabulary()], ids=["published", "compact"])
+def test_ids_are_told_by_table(vocabulary):
+    """Every id that there is, and some that there are not."""
+    tokens = WorldVLATokens.from_vocabulary(vocabulary)
+    ids = [-(2**40), -2, -1, *range(max(vocabulary.values()) + 3), 2**40]
+    asked = np.array(ids).reshape(1, -1)
+    bins, codes = {token: index for index, token in enumerate(tokens.action_bins)}, set(tokens.image_codes)
+    assert tokens.action_bin_indices(asked).tolist() == [[bins.get(token, -1) for token in ids]]
+    assert tokens.are_image_codes(asked).tolist() == [[token in codes for token in ids]]
+    assert tokens.action_bin_indices(np.empty((0, 7), np.int32)).shape == (0, 7)
+
+
 def test_published_names_are_listed_in_the_order_of_their_ids():
     published_ids = published_vocabulary()
     ids = [published_ids[name] for name in special_token_names(8192, 32)]

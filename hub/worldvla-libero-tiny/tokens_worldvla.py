@@ -251,15 +251,19 @@ class WorldVLATokens:
 
     def are_image_codes(self, ids: np.ndarray) -> np.ndarray:
         """True where an id, of any sign and size, is that of an image code: bool of the shape of `ids`."""
-        ids, table = ids.astype(np.int64, copy=False), self._image_code_table
-        return table[np.where((ids >= 0) & (ids < len(table)), ids, -1)]  # the last entry is False
+        return _look_up(ids, self._image_code_table) >= 0
+
+    def action_bin_indices(self, ids: np.ndarray) -> np.ndarray:
+        """0 to 255 where an id, of any sign and size, is that of an action bin, -1 elsewhere: the shape of `ids`."""
+        return _look_up(ids, self._action_bin_table)
 
     @cached_property
     def _image_code_table(self) -> np.ndarray:
-        """id -> whether it is an image code, up to one beyond the largest of them."""
-        table = np.zeros(max(self.image_codes) + 2, dtype=bool)
-        table[list(self.image_codes)] = True
-        return table
+        return _places(self.image_codes)
+
+    @cached_property
+    def _action_bin_table(self) -> np.ndarray:
+        return _places(self.action_bins)
 
     # ---------------------------------------------------------------- structure of whole batches
 
@@ -297,3 +301,15 @@ class WorldVLATokens:
         is_first[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
         before = torch.where(is_first, counts - events, 0).cummax(-1).values  # counts never fall
         return counts - before
+
+
+def _places(ids: tuple[int, ...]) -> np.ndarray:
+    """id -> its place in `ids`, -1 where it has none, up to one beyond the largest of them."""
+    table = np.full(max(ids) + 2, -1)
+    table[list(ids)] = np.arange(len(ids))
+    return table
+
+
+def _look_up(ids: np.ndarray, table: np.ndarray) -> np.ndarray:
+    ids = ids.astype(np.int64, copy=False)
+    return table[np.where((ids >= 0) & (ids < len(table)), ids, -1)]  # the last entry is -1

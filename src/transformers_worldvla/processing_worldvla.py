@@ -306,11 +306,9 @@ class WorldVLAProcessor(ProcessorMixin):
         ids = tokens.detach().cpu().numpy() if isinstance(tokens, torch.Tensor) else np.asarray(tokens)
         if ids.ndim != 3 or ids.dtype.kind not in "iu":
             raise ValueError(f"action tokens are integers of shape (batch, K, D), not {ids.dtype} of shape {ids.shape}")
-        indices = {token: index for index, token in enumerate(self._tokens.action_bins)}
-        indices[self._tokens.unreachable_bin] = -1  # decodes like the first bin
-        if wrong := sum(token not in indices for token in ids.ravel().tolist()):
+        bins = self._tokens.action_bin_indices(ids)  # the unreachable bin's -1 decodes like the first bin
+        if wrong := int(((bins < 0) & (ids != self._tokens.unreachable_bin)).sum()):
             raise ValueError(f"{wrong} of {ids.size} ids are no action bins: pass what model.generate_actions returns")
-        bins = np.array([indices[token] for token in ids.ravel().tolist()], dtype=np.int64).reshape(ids.shape)
         names = embodiment if isinstance(embodiment, list | tuple) else [embodiment] * len(bins)
         if len(names) != len(bins):
             raise ValueError(f"embodiment is one name or one for each of the {len(bins)} samples, not {len(names)}")

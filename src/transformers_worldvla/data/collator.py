@@ -148,13 +148,13 @@ class WorldVLADataCollator:
 
     def _jitter_actions(self, batch: dict[str, Any]) -> None:
         """Move the labels (samples, longest) of action bins to bins nearby, never past the first or the last."""
-        bins, labels = np.array(self.processor.tokens.action_bins), batch["labels"]
-        places = np.isin(labels, bins)
-        order = np.argsort(bins)
-        index = order[np.searchsorted(bins, labels[places], sorter=order)]
+        tokens, labels = self.processor.tokens, batch["labels"]
+        index = tokens.action_bin_indices(labels)
+        places = index >= 0
         rng = np.random.default_rng(zlib.crc32(labels.tobytes()))
-        shift = rng.normal(scale=self.action_jitter, size=len(index)).round().astype(np.int64)
-        labels[places] = bins[np.clip(index + shift, 0, len(bins) - 1)]
+        shift = rng.normal(scale=self.action_jitter, size=places.sum()).round().astype(np.int64)
+        bins = np.array(tokens.action_bins)
+        labels[places] = bins[np.clip(index[places] + shift, 0, len(bins) - 1)]
 
     def _lay_out(
         self, samples: Sequence[dict[str, Any]], batch: dict[str, Any], lengths: list[int], rows: list[list[int]]
