@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> None:
 def run_row(store: Store, row: Row, wanted: tuple[str, ...], processes: int) -> None:
     """All of a row that is wanted and missing."""
     print(f"== {row.name}: {row.label}", file=sys.stderr, flush=True)
+    if "speed" in row.measures and "speed" in wanted:
+        stages.measure_speed(store, [other.training for other in ROWS.values() if "speed" in other.measures])
     if "train" in wanted:
         stages.train(store, row.training)
     if not store.is_trained(row.training):
@@ -99,8 +101,6 @@ def run_row(store: Store, row: Row, wanted: tuple[str, ...], processes: int) -> 
         stages.evaluate_success(store, row.training, processes)
     if "frames" in row.measures and "frames" in wanted:
         stages.evaluate_frames(store, row.training)
-    if "speed" in row.measures and "speed" in wanted:
-        stages.measure_speed(store, [other.training for other in ROWS.values() if "speed" in other.measures])
 
 
 def is_evaluated(store: Store, training: Training) -> bool:

@@ -75,6 +75,7 @@ def make_start(store: Store, training: Training) -> Path:
         return folder
     config = WorldVLAConfig.from_pretrained(source)
     config.action_attention, config.world_loss_weight = training.action_attention, training.world_loss_weight
+    config.action_bin_window = 0  # the paper decodes the likeliest bin, whatever the model that lends its sizes does
     set_seed(store.budget.seed)
     model = WorldVLAForCausalLM(config)
     model.model.vqmodel.load_state_dict(load_image_tokenizer(source).state_dict())
@@ -154,14 +155,17 @@ def evaluate_frames(store: Store, training: Training) -> None:
 
 
 def measure_speed(store: Store, trainings: Sequence[Training]) -> None:
-    """Time an answer of each model, in turns, so that other work on the machine falls on all alike."""
+    """Time an answer of each model, in turns, so that other work on the machine falls on all alike.
+
+    The models are untrained: how long an answer takes does not depend on its weights.
+    """
 
     import numpy as np
     import torch
 
     from transformers_worldvla.durable import write_json
 
-    trainings = [training for training in dict.fromkeys(trainings) if store.is_trained(training)]
+    trainings = list(dict.fromkeys(trainings))
     if {store.name(training) for training in trainings} <= store.speeds().keys():
         return
     answers = {store.name(training): _answerer(store, training) for training in trainings}
@@ -191,8 +195,9 @@ def _answerer(store: Store, training: Training) -> Any:
     from transformers_worldvla.cli.checkpoints import find_checkpoint, load_model, load_processor
     from transformers_worldvla.evaluation.policies import ModelPlanner, PlanRequest
 
-    checkpoint = find_checkpoint(str(store.run(training)))
+    checkpoint = find_checkpoint(str(make_start(store, training)))
     model, processor = load_model(checkpoint), load_processor(checkpoint)
+    processor.num_actions, processor.history = training.num_actions, training.history
     text = "put the bowl on the stove"
     planner = ModelPlanner(model, processor, {store.budget.suite: [text]})
     frames = np.random.default_rng(0).integers(0, 256, (training.history, 1, 256, 256, 3), np.uint8)

@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from transformers_worldvla import WorldVLAForCausalLM
+from transformers_worldvla.assets import DEFAULT_CHECKPOINT, bundled_folder
 
 FOLDER = Path(__file__).parents[2] / "examples" / "paper_tables"
 sys.path[:0] = [str(FOLDER), str(Path(__file__).parents[1] / "evaluation")]
@@ -19,6 +23,7 @@ sys.path[:0] = [str(FOLDER), str(Path(__file__).parents[1] / "evaluation")]
 import report  # noqa: E402
 import reproduce  # noqa: E402
 import rows  # noqa: E402
+import stages  # noqa: E402
 from small_checkpoint import write_checkpoint  # noqa: E402
 from store import Budget, Store, read_budget  # noqa: E402
 
@@ -28,6 +33,25 @@ RECORDINGS = Path(__file__).parents[1] / "fixtures" / "libero" / "lerobot_v30_vi
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path, Budget())
+
+
+# -------------------------------------------------------------------- where every row starts
+
+
+def test_rows_start_from_the_same_weights_and_answer_as_the_paper_does(store: Store) -> None:
+    """Of the bundled checkpoint: its image tokenizer, not its decoder nor how it chooses bins."""
+    training = rows.ROWS["table3.4"].training
+    starts = [stages.make_start(store, replace(training, action_attention=mask)) for mask in ("independent", "causal")]
+    one, other, bundled = (
+        WorldVLAForCausalLM.from_pretrained(path) for path in (*starts, bundled_folder(DEFAULT_CHECKPOINT))
+    )
+    assert bundled.config.action_bin_window > 0 == one.config.action_bin_window == other.config.action_bin_window
+    assert (one.config.action_attention, other.config.action_attention) == ("independent", "causal")
+    weights, others, taken = one.state_dict(), other.state_dict(), bundled.state_dict()
+    assert all(torch.equal(value, others[name]) for name, value in weights.items())
+    same = {name for name, value in weights.items() if torch.equal(value, taken[name])}
+    assert {name for name in weights if "vqmodel" in name} <= same
+    assert not any(torch.equal(weights[name], taken[name]) for name in ("lm_head.weight", "model.embed_tokens.weight"))
 
 
 # -------------------------------------------------------------------- the plan
@@ -264,7 +288,7 @@ def test_two_rows_survive_a_kill(tmp_path: Path) -> None:
     document = (output / "paper_tables.md").read_text()
     success, _, speed, _ = line_of(document, "1 frame, chunks")[1:]
     assert success.endswith("(0 of 1)") and float(speed) > 0
-    assert "2 of 29 trainings, 2 of 39 rows" in document
+    assert "2 of 29 trainings, 7 of 39 rows" in document, "the speed of all of Table 5 is measured at once"
     written = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.suffix in (".jsonl", ".safetensors")}
     assert start(output, checkpoint).wait(300) == 0
     assert {path: path.stat().st_mtime_ns for path in written} == written, "a third call has nothing to do"
