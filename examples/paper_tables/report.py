@@ -57,8 +57,10 @@ def _describe_data(store: Store) -> str:
     for px in (128, 256):
         if (store.cache(px) / HEADER).is_file():
             cache = FrameTokenCache(store.cache(px))
-            tasks = set(cache.table(columns=["instruction"])["instruction"].to_pylist())
-            return f"{cache.header['preparation']['episodes']} episodes of {len(tasks)} tasks"
+            rows = cache.table(columns=["episode_index", "instruction"])
+            told = dict(zip(rows["episode_index"].to_pylist(), rows["instruction"].to_pylist(), strict=True))
+            chosen = [text for text in told.values() if text in (store.budget.instructions or told.values())]
+            return f"{len(chosen)} episodes of {len(set(chosen))} tasks"
     name = store.budget.dataset
     return "not chosen yet" if name is None else f"`{name.rstrip('/').rsplit('/', 1)[-1]}`"
 

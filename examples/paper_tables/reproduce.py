@@ -52,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--cache", type=Path, action="append", default=[], metavar="DIR", help="made before; repeatable")
     budget, default = parser.add_argument_group("budget of every row (default: what OUTPUT was begun with)"), Budget()
     budget.add_argument("--dataset", metavar="DATA", help="demonstrations: a folder or Hub id")
+    budget.add_argument("--instructions", nargs="+", metavar="TEXT", help="train on episodes with these only (all)")
     budget.add_argument("--model", metavar="M", help=f"whose image tokenizer and sizes are taken ({default.model})")
     budget.add_argument("--steps", type=int, metavar="N", help=f"of the optimizer ({default.steps})")
     budget.add_argument("--batch-size", type=int, metavar="N", help=f"({default.batch_size})")

@@ -116,9 +116,11 @@ def train(store: Store, training: Training) -> Path:
     start = make_start(store, training) if training.start_from is None else train(store, training.start_from)
     budget = store.budget
     precision = () if budget.precision is None else ("--precision", budget.precision)
+    chosen = () if budget.instructions is None else ("--instructions", *budget.instructions)
     worldvla(
         "train",
         *("--recipe", "full", "--model", start, "--dataset", make_cache(store, training), "--output", folder),
+        *chosen,
         *("--kinds", *training.kinds, "--num-actions", training.num_actions, "--history", training.history),
         *("--steps", budget.steps, "--batch-size", budget.batch_size, "--learning-rate", budget.learning_rate),
         *("--moved-weight", budget.moved_weight, *precision, "--seed", budget.seed, "--no-gradient-checkpointing"),

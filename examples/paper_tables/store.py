@@ -21,19 +21,20 @@ from rows import Training
 
 BUDGET_FILE, SPEED_FILE = "budget.json", "speed.json"
 EXTENSIBLE = ("tasks", "trials")  # more of them go on in the same folder
-TRAINED_WITH = ("steps", "batch_size", "learning_rate", "moved_weight", "precision", "seed")
+TRAINED_WITH = ("instructions", "steps", "batch_size", "learning_rate", "moved_weight", "precision", "seed")
 
 
 @dataclass(frozen=True)
 class Budget:
     """What every row gets.
 
-    `model`: whose image tokenizer, vocabulary and sizes are taken, not its decoder. `moved_weight`, `precision`: of
-    `worldvla train`. `clips`: at most so many of a validation episode and horizon.
+    `model`: whose image tokenizer, vocabulary and sizes are taken, not its decoder. `instructions`, `moved_weight`,
+    `precision`: of `worldvla train`. `clips`: at most so many of a validation episode and horizon.
     """
 
     model: str = "worldvla-libero-tiny"
     dataset: str | None = None
+    instructions: list[str] | None = None
     steps: int = 3000
     batch_size: int = 16
     learning_rate: float = 1e-3

@@ -18,7 +18,10 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 
 from transformers_worldvla import WorldVLAConfig
 from transformers_worldvla.cli.main import build_parser
+from transformers_worldvla.data import FrameTokenCache
+from transformers_worldvla.training.datasets import Source
 
+HUB = Path(__file__).parents[2] / "hub"
 FAST = ("--batch-size", 2, "--log-every", 1, "--cpu")
 
 
@@ -158,10 +161,33 @@ def test_two_robots_in_one_run(
     assert model.config.action_dim is None, "the robots differ in D"
 
 
+def test_instructions_choose_episodes(worldvla: Callable[..., Any]) -> None:
+    """Of bundled caches; one that has none of them is left out, and what is chosen is told from the whole."""
+    caches = {name: FrameTokenCache(HUB / f"libero-goal-{name}") for name in ("tokens", "tokens-more")}
+    data = [word for cache in caches.values() for word in ("--dataset", cache.path)]
+    chosen = ("put the bowl on the stove", "turn on the stove")
+    command = ("train", *data, "--kinds", "action", "--dry-run", "--json")
+    documents = [worldvla(*command, *more).document for more in ((), ("--instructions", *chosen))]
+    whole, part = (document["datasets"] for document in documents)
+    assert len(whole) == 2 and len(part) == 1
+    for split in ("train", "val_ind"):
+        rows = caches["tokens"].table(split, ["episode_index", "instruction"]).to_pydict()
+        told = dict(zip(rows["episode_index"], rows["instruction"], strict=True))
+        assert part[0]["episodes"][split] == sum(text in chosen for text in told.values()) > 0
+    assert 0 < documents[1]["samples"]["action"] < documents[0]["samples"]["action"]
+    source = Source("libero", LIBERO, "a fingerprint", {})
+    prints = [source.choose(texts).fingerprint for texts in (chosen, chosen[::-1], chosen[:1])]
+    assert prints[0] == prints[1] and len({*prints, source.fingerprint}) == 3, "another choice is another run"
+    result = worldvla(*command, "--instructions", "turn on the stove", "turn of the stove")
+    assert result.code == 2
+    assert 'no training episode has "turn of the stove", did you mean "turn on the stove"?' in result.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ((), "--output DIR is needed"),
+        (("--output", "{tmp}/o", "--instructions", "fly"), '--instructions: no training episode has "fly"; there '),
         (("--output", "{tmp}/o", "--recipe", "full", "--merge"), "--merge does nothing with --recipe full"),
         (("--output", "{tmp}/o", "--kinds", "action", "dream"), "sample kinds are"),
         (("--output", "{tmp}/o", "--kinds", "action:2", "world"), "give every kind a weight, or none"),

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ import torch
 from transformers_worldvla import WorldVLAForCausalLM
 from transformers_worldvla.assets import DEFAULT_CHECKPOINT, bundled_folder
 
-FOLDER = Path(__file__).parents[2] / "examples" / "paper_tables"
+ROOT = Path(__file__).parents[2]
+FOLDER, DOCS, HUB = ROOT / "examples" / "paper_tables", ROOT / "docs", ROOT / "hub"
 sys.path[:0] = [str(FOLDER), str(Path(__file__).parents[1] / "evaluation")]
 
 import report  # noqa: E402
@@ -191,8 +193,10 @@ def test_the_document_says_what_was_trained_on(store: Store, tmp_path: Path) -> 
     named = Store(tmp_path, Budget(dataset="runs/demonstrations/lerobot/"))
     assert "Demonstrations: `lerobot`." in report.write_report(named)
     store.cache(128).parent.mkdir()
-    store.cache(128).symlink_to(Path(__file__).parents[2] / "hub" / "libero-goal-tokens")
+    store.cache(128).symlink_to(HUB / "libero-goal-tokens")
     assert "Demonstrations: 150 episodes of 6 tasks." in report.write_report(store)
+    chosen = replace(store.budget, instructions=["turn on the stove", "put the bowl on the plate"])
+    assert "Demonstrations: 50 episodes of 2 tasks." in report.write_report(Store(tmp_path, chosen))
 
 
 def test_success_has_wilsons_interval_and_a_paired_test(store: Store) -> None:
@@ -249,6 +253,15 @@ def test_imagined_frames_are_compared_episode_by_episode(store: Store) -> None:
     ][0]
     assert cells[2:4] == ["25.00 +- 0.58", "29.62"]
     assert "| image tokenizer alone (ceiling) | 10 | 31.50" in document
+
+
+def test_the_document_is_what_the_committed_results_say(tmp_path: Path) -> None:
+    with tarfile.open(DOCS / "results" / "paper_tables.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    store = Store(tmp_path, read_budget(tmp_path, {}))
+    store.cache(128).parent.mkdir()
+    store.cache(128).symlink_to(HUB / "libero-goal-tokens")
+    assert report.write_report(store) == (DOCS / "paper_tables.md").read_text(encoding="utf-8")
 
 
 # -------------------------------------------------------------------- for real

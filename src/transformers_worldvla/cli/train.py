@@ -44,6 +44,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--dataset", action="append", required=True, metavar="D[:W]", help="a cache, folder or Hub id; repeatable"
     )
     parser.add_argument(
+        "--instructions", nargs="+", metavar="TEXT", help="train on the episodes with one of these only (all)"
+    )
+    parser.add_argument(
         "--model", "--start-from", metavar="M", help="checkpoint or adapter to start from (default: the bundled one)"
     )
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id")

@@ -1,6 +1,7 @@
 """The datasets of `worldvla train`: caches as they are, raw datasets tokenized first, and checked against the model."""
 
 import argparse
+import difflib
 import os
 import re
 from pathlib import Path
@@ -41,7 +42,18 @@ def open_sources(args: argparse.Namespace, checkpoint: Any, processor: Any, outp
         if cache is None:
             cache = _tokenize(name, _cache_folder(output, number, name), checkpoint, args)
         sources.append(Source.from_cache(cache.verify(image_tokenizer, processor), weight))
-    return sources
+    return sources if args.instructions is None else _choose(sources, args.instructions)
+
+
+def _choose(sources: list[Any], instructions: list[str]) -> list[Any]:
+    """Of every dataset the episodes with one of these instructions; a dataset that has none is left out."""
+    told = [{episode.instruction for episode in source.splits["train"]} for source in sources]
+    known = set().union(*told)
+    if unknown := sorted(set(instructions) - known):
+        nearest = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f', did you mean "{nearest[0]}"?' if nearest else f'; there are {len(known)}, such as "{min(known)}"'
+        raise UserError(f'--instructions: no training episode has "{unknown[0]}"{hint}')
+    return [each.choose(instructions) for each, texts in zip(sources, told, strict=True) if texts & set(instructions)]
 
 
 def _find_cache(name: str) -> Any:

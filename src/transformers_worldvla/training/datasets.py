@@ -4,8 +4,10 @@ A run may mix several caches, whose robots may differ in D, cameras and ranges. 
 keeps its own metrics.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,15 @@ class Source:
         """All splits of a cache that `verify` has been called on."""
         splits = {name: cache.episodes(name) for name in ("train", *VALIDATION)}
         return cls(cache.embodiment.name, cache.embodiment, cache.fingerprint, splits, weight)
+
+    def choose(self, instructions: Sequence[str]) -> "Source":
+        """The episodes whose instruction is one of these, as another dataset: its fingerprint is another one."""
+        splits = {
+            name: [episode for episode in episodes if episode.instruction in instructions]
+            for name, episodes in self.splits.items()
+        }
+        chosen = json.dumps([self.fingerprint, *sorted(set(instructions))])
+        return replace(self, splits=splits, fingerprint=hashlib.sha256(chosen.encode()).hexdigest())
 
 
 @dataclass(frozen=True)
