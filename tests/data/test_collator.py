@@ -1,4 +1,4 @@
-"""Batches: padding, packing, pictures, and the errors that name a sample."""
+"""Batches: padding, packing, pictures, weights, noise, and the errors that name a sample."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from transformers_worldvla import WorldVLAProcessor
 from transformers_worldvla.data import MixtureDataset, WorldVLADataCollator
-from transformers_worldvla.data.collator import pack
+from transformers_worldvla.data.collator import IGNORED_LABEL, pack
 
 
 @pytest.fixture(scope="module")
@@ -359,3 +359,29 @@ def test_jitter_stays_among_the_bins(processor):
         assert (bins == end).mean() > 0.4 and np.abs(bins - end).max() > 1
     with pytest.raises(ValueError, match="action_jitter is a number of bins >= 0, not -1"):
         WorldVLADataCollator(processor, action_jitter=-1)
+
+
+# -------------------------------------------------------------------- codes of prompts, disturbed
+
+
+def test_noise_replaces_a_share_of_the_shown_codes(processor, mixed):
+    """By other codes, any of them; actions, text, and what is asked for, stay, also in packed rows."""
+    samples = [mixed[number] for number in range(len(mixed))]
+    plain, noisy = (WorldVLADataCollator(processor, packing=True, code_noise=share)(samples) for share in (0, 0.3))
+    assert all(torch.equal(plain[name], noisy[name]) for name in plain.keys() - {"input_ids"})
+    ids, others = plain["input_ids"].numpy(), noisy["input_ids"].numpy()
+    codes = set(processor.tokens.image_codes)
+    shown = np.isin(ids, list(codes)) & (plain["labels"].numpy() == IGNORED_LABEL)
+    assert shown.sum() > 500 and (ids == others)[~shown].all()
+    changed = (ids != others)[shown]
+    assert abs(changed.mean() - 0.3) < 5 * (0.3 * 0.7 / len(changed)) ** 0.5
+    assert set(others[shown][changed].tolist()) == codes, "any code may come"
+
+
+def test_noise_belongs_to_the_batch(processor, mixed):
+    samples = [mixed[number] for number in range(8)]
+    collate = WorldVLADataCollator(processor, code_noise=0.5)
+    first, again, turned = (collate(batch)["input_ids"] for batch in (samples, samples, samples[::-1]))
+    assert torch.equal(first, again) and not torch.equal(first, turned.flip(0))
+    with pytest.raises(ValueError, match="code_noise is a share from 0 to below 1, not 1"):
+        WorldVLADataCollator(processor, code_noise=1)

@@ -92,6 +92,13 @@ def _add_sample_arguments(group: Any) -> None:
         metavar="BINS",
         help="deviation of noise on the labels of actions: neighbouring bins are nearly right too (%(default)s)",
     )
+    group.add_argument(
+        "--code-noise",
+        type=_share,
+        default=0.0,
+        metavar="X",
+        help="share of the picture codes of a prompt that become any other (%(default)s)",
+    )
     group.add_argument("--packing", action="store_true", help="several samples a row; pays when lengths differ much")
     group.add_argument("--max-length", type=positive_int, metavar="L", help="most tokens of a row")
 
@@ -209,7 +216,7 @@ def _settings(args: argparse.Namespace, checkpoint: Any, processor: Any) -> Any:
         bf16=_is_bf16(args),
         **{name: getattr(args, name) for name in
            ("steps", "epochs", "batch_size", "accumulation", "learning_rate", "schedule", "warmup_steps", "lora_rank",
-            "lora_tokens", "moved_weight", "action_jitter", "packing", "max_length", "seed")},
+            "lora_tokens", "moved_weight", "action_jitter", "code_noise", "packing", "max_length", "seed")},
     )  # fmt: skip
 
 

@@ -58,8 +58,11 @@ class WorldVLADataCollator:
             From frame to frame few codes change: a small model that weighs all alike learns to copy.
         action_jitter: standard deviation, in bins, of noise on the labels of actions (the ids stay). To a cross entropy
             the bin beside the right one is as wrong as any; with noise neighbours share what is learned, and the
-            likeliest bin is the middle of a likely range. The noise belongs to the batch: a run that goes on sees it
-            again.
+            likeliest bin is the middle of a likely range.
+        code_noise: share of a prompt's picture codes, for samples of tokens, that become any other code. Few recorded
+            episodes are learnt by heart code by code, and a world model that reads its own frames meets wrong codes.
+
+    Noise belongs to the batch: a run that goes on sees it again.
 
     Returns on call:
         `input_ids`, `attention_mask`, `labels`, `loss_weights`, and where asked for `seq_idx` (a row's samples from 0)
@@ -79,6 +82,7 @@ class WorldVLADataCollator:
         embodiment_ids: bool = False,
         moved_weight: float = 1.0,
         action_jitter: float = 0.0,
+        code_noise: float = 0.0,
     ):
         for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
             if value is not None and value < 1:
@@ -89,6 +93,8 @@ class WorldVLADataCollator:
             raise ValueError(f"moved_weight is a number >= 0, not {moved_weight}")
         if not 0 <= action_jitter < float("inf"):
             raise ValueError(f"action_jitter is a number of bins >= 0, not {action_jitter}")
+        if not 0 <= code_noise < 1:
+            raise ValueError(f"code_noise is a share from 0 to below 1, not {code_noise}")
         self.processor = processor
         self.packing = packing
         self.max_length = max_length
@@ -96,6 +102,7 @@ class WorldVLADataCollator:
         self.embodiment_ids = embodiment_ids
         self.moved_weight = moved_weight
         self.action_jitter = action_jitter
+        self.code_noise = code_noise
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self._process(samples)
@@ -103,6 +110,8 @@ class WorldVLADataCollator:
             self._weigh_moved_codes(samples, batch)
         if self.action_jitter:
             self._jitter_actions(batch)
+        if self.code_noise:
+            self._disturb_codes(batch)
         lengths = batch["attention_mask"].sum(axis=1).tolist()
         longest = max(range(len(samples)), key=lengths.__getitem__)
         if self.max_length is not None and lengths[longest] > self.max_length:
@@ -155,6 +164,15 @@ class WorldVLADataCollator:
         shift = rng.normal(scale=self.action_jitter, size=places.sum()).round().astype(np.int64)
         bins = np.array(tokens.action_bins)
         labels[places] = bins[np.clip(index[places] + shift, 0, len(bins) - 1)]
+
+    def _disturb_codes(self, batch: dict[str, Any]) -> None:
+        """Put any other code at some of the picture codes (samples, longest) that are shown, not asked for."""
+        ids, codes = batch["input_ids"], np.array(self.processor.tokens.image_codes)
+        rng = np.random.default_rng(zlib.crc32(ids.tobytes()))
+        shown = self.processor.tokens.are_image_codes(ids) & (batch["labels"] == IGNORED_LABEL)
+        places = shown & (rng.random(ids.shape) < self.code_noise)
+        others = rng.choice(codes[:-1], size=places.sum())
+        ids[places] = np.where(others == ids[places], codes[-1], others)
 
     def _lay_out(
         self, samples: Sequence[dict[str, Any]], batch: dict[str, Any], lengths: list[int], rows: list[list[int]]

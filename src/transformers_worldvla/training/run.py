@@ -59,6 +59,7 @@ class RunSettings:
     warmup_steps: int | None = None
     moved_weight: float = 1.0
     action_jitter: float = 0.0
+    code_noise: float = 0.0
     packing: bool = False
     max_length: int | None = None
     bf16: bool = False
@@ -270,6 +271,7 @@ def _trainer(
         embodiment_ids=True,
         moved_weight=settings.moved_weight,
         action_jitter=settings.action_jitter,
+        code_noise=settings.code_noise,
     )
     callback = None
     if options.sample_pictures and (samples := world_samples(validation, options.sample_pictures)):
