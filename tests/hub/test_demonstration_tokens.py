@@ -12,9 +12,8 @@ from transformers_worldvla.data import FrameTokenCache
 from transformers_worldvla.evaluation.libero_suites import find_tasks, step_budget
 
 HUB = Path(__file__).parents[2] / "hub"
-DEMONSTRATIONS, MORE, CORRECTIONS = (
-    HUB / name for name in ("libero-goal-tokens", "libero-goal-tokens-more", "libero-goal-corrections")
-)
+NAMES = ("libero-goal-tokens", "libero-goal-tokens-more", "libero-goal-tokens-more-2", "libero-goal-corrections")
+DEMONSTRATIONS, MORE, MORE_2, CORRECTIONS = (HUB / name for name in NAMES)
 CHECKPOINT = HUB / "worldvla-libero-tiny"
 
 
@@ -29,7 +28,7 @@ def instructions(cache: FrameTokenCache) -> Counter[str]:
     return Counter(episode.instruction for split in cache.splits for episode in cache.episodes(split))
 
 
-@pytest.fixture(scope="module", params=[DEMONSTRATIONS, MORE, CORRECTIONS], ids=["demonstrations", "more", "corrections"])
+@pytest.fixture(scope="module", params=[DEMONSTRATIONS, MORE, MORE_2, CORRECTIONS], ids=NAMES)
 def cache(request: pytest.FixtureRequest) -> FrameTokenCache:
     return opened(request.param)
 
@@ -39,7 +38,7 @@ def test_holds_successful_episodes_of_the_benchmark(cache: FrameTokenCache) -> N
     official = {task.instruction for task in find_tasks("libero_goal")}
     episodes = [episode for split in cache.splits for episode in cache.episodes(split)]
     counts = instructions(cache)
-    least, tasks = {DEMONSTRATIONS: (25, 6), MORE: (12, 7), CORRECTIONS: (12, 6)}[cache.path]
+    least, tasks = {DEMONSTRATIONS: (25, 6), MORE: (12, 7), MORE_2: (25, 3), CORRECTIONS: (12, 6)}[cache.path]
     assert counts.keys() <= official and sum(count >= least for count in counts.values()) == tasks
     for episode in episodes:
         assert np.abs(episode.actions).max() <= 1
@@ -53,13 +52,13 @@ def test_no_episode_is_in_two_splits(cache: FrameTokenCache) -> None:
 
 def test_every_task_has_demonstrations() -> None:
     pytest.importorskip("libero", reason="the extra libero is not installed")
-    counts = instructions(opened(DEMONSTRATIONS)) + instructions(opened(MORE))
+    counts = sum((instructions(opened(path)) for path in (DEMONSTRATIONS, MORE, MORE_2)), Counter())
     assert counts.keys() == {task.instruction for task in find_tasks("libero_goal")}
-    assert sum(counts.values()) == 282 and sorted(counts.values())[:2] == [12, 25]
+    assert sum(counts.values()) == 357 and sorted(counts.values())[:2] == [12, 25]
 
 
 def test_train_takes_all_as_one_robot(capsys: pytest.CaptureFixture[str]) -> None:
-    data = [word for path in (DEMONSTRATIONS, MORE, CORRECTIONS) for word in ("--dataset", str(path))]
+    data = [word for path in (DEMONSTRATIONS, MORE, MORE_2, CORRECTIONS) for word in ("--dataset", str(path))]
     assert main(["train", *data, "--model", str(CHECKPOINT), "--recipe", "full", "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"train {count} episodes" in shown for count in (142, 125, 83))
+    assert all(f"train {count} episodes" in shown for count in (142, 125, 71, 83))
