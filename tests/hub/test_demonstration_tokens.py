@@ -1,5 +1,6 @@
 """The tokens in `hub/`: the demonstrations that the bundled checkpoint learnt from and corrections of it."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -57,8 +58,14 @@ def test_every_task_has_demonstrations() -> None:
     assert sum(counts.values()) == 357 and sorted(counts.values())[:2] == [12, 25]
 
 
-def test_train_takes_all_as_one_robot(capsys: pytest.CaptureFixture[str]) -> None:
-    data = [word for path in (DEMONSTRATIONS, MORE, MORE_2, CORRECTIONS) for word in ("--dataset", str(path))]
-    assert main(["train", *data, "--model", str(CHECKPOINT), "--recipe", "full", "--dry-run"]) == 0
+def test_the_recipe_trains_on_all_as_one_robot(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command of its README that needs no simulator."""
+    folder = HUB.parent / "examples" / "libero_from_scratch"
+    readme = (folder / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = re.findall(r"^worldvla (train .*\.\./\.\./hub/.*)$", readme, re.MULTILINE)
+    monkeypatch.chdir(folder)
+    assert main([*command.split(), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert all(f"train {count} episodes" in shown for count in (142, 125, 71, 83))
