@@ -60,7 +60,7 @@ class WorldVLADataCollator:
             the bin beside the right one is as wrong as any; with noise neighbours share what is learned, and the
             likeliest bin is the middle of a likely range.
         code_noise: share of a prompt's picture codes, for samples of tokens, that become any other code. Few recorded
-            episodes are learnt by heart code by code, and a world model that reads its own frames meets wrong codes.
+            episodes are otherwise learnt by heart.
 
     Noise belongs to the batch: a run that goes on sees it again.
 
