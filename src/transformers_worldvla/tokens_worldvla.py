@@ -251,18 +251,20 @@ class WorldVLATokens:
 
     def are_image_codes(self, ids: np.ndarray) -> np.ndarray:
         """True where an id, of any sign and size, is that of an image code: bool of the shape of `ids`."""
-        return _look_up(ids, self._image_code_table) >= 0
+        return _look_up(ids, self.image_code_table) >= 0
 
     def action_bin_indices(self, ids: np.ndarray) -> np.ndarray:
         """0 to 255 where an id, of any sign and size, is that of an action bin, -1 elsewhere: the shape of `ids`."""
-        return _look_up(ids, self._action_bin_table)
+        return _look_up(ids, self.action_bin_table)
 
     @cached_property
-    def _image_code_table(self) -> np.ndarray:
+    def image_code_table(self) -> np.ndarray:
+        """The image code of each id up to one beyond the largest code's, -1 where it is none."""
         return _places(self.image_codes)
 
     @cached_property
-    def _action_bin_table(self) -> np.ndarray:
+    def action_bin_table(self) -> np.ndarray:
+        """The action bin of each id up to one beyond the largest bin's, -1 where it is none."""
         return _places(self.action_bins)
 
     # ---------------------------------------------------------------- structure of whole batches

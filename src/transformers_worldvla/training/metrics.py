@@ -93,6 +93,8 @@ class TokenMeter:
         for row, robot in zip(self._scale, self.embodiments, strict=True):
             row[: robot.action_dim] = (torch.tensor(robot.high) - torch.tensor(robot.low)) / 2
         self._centers = torch.tensor([*CENTERS, CENTERS[-1]])  # the last bin decodes like the one before
+        self._bin_table = torch.from_numpy(tokens.action_bin_table)
+        self._code_table = torch.from_numpy(tokens.image_code_table)
         self.sums = self._zeros(torch.device("cpu"))
 
     def _zeros(self, device: torch.device) -> torch.Tensor:
@@ -117,8 +119,8 @@ class TokenMeter:
         target = labels[:, 1:][rows]
         predicted, chosen = torch.cat(predictions.tokens), torch.cat(predictions.bins)
 
-        true_bin = _places(target, self.tokens.action_bins)
-        action, code = true_bin >= 0, _places(target, self.tokens.image_codes) >= 0
+        true_bin = _look_up(target, self._bin_table)
+        action, code = true_bin >= 0, _look_up(target, self._code_table) >= 0
         right = predicted == target
         counts = torch.stack([action.sum(), (action & right).sum(), code.sum(), (code & right).sum()])
         self.sums[: len(self.COUNTS)] += counts.to(self.sums)
@@ -167,8 +169,6 @@ def exact_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _places(tokens: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
-    """The place of each token in `ids`, -1 for those that are not there."""
-    table = torch.full((max(ids) + 2,), -1)  # the last entry stands for every larger id
-    table[torch.tensor(ids)] = torch.arange(len(ids))
+def _look_up(tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Entries of a table of `WorldVLATokens`, whose last one stands for every larger id."""
     return table.to(tokens.device)[tokens.clamp(max=len(table) - 1)]
