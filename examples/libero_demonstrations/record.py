@@ -6,7 +6,7 @@
 
 Every episode is a file below `<output>/episodes`, complete as soon as it exists, so that a recording may be killed at
 any moment. Tasks take turns: stopped early, all of them have about the same number. At the end the episodes become
-`<output>/lerobot` (LeRobot v3.0) and `<output>/libero_hdf5` (LIBERO's own layout).
+`<output>/lerobot` (LeRobot v3.0) and `<output>/libero_hdf5` (LIBERO's own layout), or one of both (`--formats`).
 """
 
 import argparse
@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +26,7 @@ from transformers_worldvla.processes import end_with_parent
 
 SUITES = ("libero_goal", "libero_object", "libero_spatial")
 CAMERAS = ("agentview", "robot0_eye_in_hand")
+FORMATS = ("libero_hdf5", "lerobot")
 EPISODES_A_TURN = 5  # of a task, before the next task has its turn: building a scene takes as long as half an episode
 ATTEMPTS = 6  # placements that are tried for an episode
 
@@ -66,6 +67,7 @@ def main() -> None:
         "--learner-steps", type=int, nargs=2, default=(20, 150), metavar=("MIN", "MAX"), help="(%(default)s)"
     )
     parser.add_argument("--processes", type=int, default=1, help="some 2 GB of memory each (%(default)s)")
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="(both)")
     parser.add_argument(
         "--export-only", action="store_true", help="write the datasets from the episodes that are there"
     )
@@ -74,7 +76,7 @@ def main() -> None:
         failed = record(list(plan(args)), args.processes)
         if failed:
             print(f"{failed} episodes are missing: see {args.output / 'attempts.jsonl'}", file=sys.stderr)
-    export(args.output)
+    export(args.output, args.formats)
 
 
 def plan(args: argparse.Namespace) -> Iterator[Turn]:
@@ -156,8 +158,8 @@ def note(output: Path, line: dict[str, object]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def export(output: Path) -> None:
-    """Write both datasets from all episodes that are there."""
+def export(output: Path, formats: Sequence[str]) -> None:
+    """Write the datasets of these formats from all episodes that are there."""
     from export import export_hdf5, export_lerobot
 
     folders = [
@@ -169,8 +171,9 @@ def export(output: Path) -> None:
     tasks = [files for folder in folders if (files := sorted(folder.glob("*.hdf5")))]
     if not tasks:
         sys.exit(f"{output} holds no episode")
-    export_hdf5(tasks, output / "libero_hdf5")
-    export_lerobot(tasks, output / "lerobot")
+    writers = {"libero_hdf5": export_hdf5, "lerobot": export_lerobot}
+    for name in formats:
+        writers[name](tasks, output / name)
 
 
 if __name__ == "__main__":

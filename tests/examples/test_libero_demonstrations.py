@@ -129,12 +129,11 @@ def made_up_rows(length: int, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_both_exports_hold_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    episode_file, export = load("episode_file"), load("export")
+def write_made_up_episodes(output: Path) -> list[Path]:
+    episode_file = load("episode_file")
     files = []
     for number in range(2):
-        path = tmp_path / "episodes" / "libero_goal" / TASK / f"{number:04d}.hdf5"
+        path = output / "episodes" / "libero_goal" / TASK / f"{number:04d}.hdf5"
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(path, "w") as file:
             data = file.create_group("data")
@@ -142,6 +141,12 @@ def test_both_exports_hold_what_was_recorded(tmp_path: Path, monkeypatch: pytest
             data.attrs["problem_info"] = json.dumps({"language_instruction": "turn on the flat stove"})
             episode_file.write_demo(data.create_group("demo_0"), made_up_rows(9 + number, number), seed=number)
         files.append(path)
+    return files
+
+
+def test_both_exports_hold_what_was_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    files, export = write_made_up_episodes(tmp_path), load("export")
     export.export_hdf5([files], tmp_path / "libero_hdf5")
     export.export_lerobot([files], tmp_path / "lerobot")
     export.export_lerobot([files], tmp_path / "lerobot")  # replaces the earlier one
@@ -158,6 +163,17 @@ def test_both_exports_hold_what_was_recorded(tmp_path: Path, monkeypatch: pytest
         assert np.array_equal(demo.frames("agentview_rgb"), rows["obs/agentview_rgb"]), "turned twice is not turned"
         assert np.abs(episode.frames("image").astype(int) - rows["obs/agentview_rgb"]).mean() < 4
         assert demo.success and demo.demo.bddl_language == "turn on the flat stove"
+
+
+@pytest.mark.parametrize("formats", [["libero_hdf5"], ["lerobot"], ["lerobot", "libero_hdf5"]])
+def test_only_the_wanted_formats_are_written(
+    record: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, formats: list[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    write_made_up_episodes(tmp_path)
+    monkeypatch.setattr("sys.argv", ["record.py", "--output", str(tmp_path), "--export-only", "--formats", *formats])
+    record.main()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["episodes", *formats])
 
 
 @pytest.mark.slow
