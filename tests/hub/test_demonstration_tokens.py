@@ -13,8 +13,21 @@ from transformers_worldvla.data import FrameTokenCache
 from transformers_worldvla.evaluation.libero_suites import find_tasks, step_budget
 
 HUB = Path(__file__).parents[2] / "hub"
-NAMES = ("libero-goal-tokens", "libero-goal-tokens-more", "libero-goal-tokens-more-2", "libero-goal-corrections")
-DEMONSTRATIONS, MORE, MORE_2, CORRECTIONS = (HUB / name for name in NAMES)
+NAMES = (
+    "libero-goal-tokens",
+    "libero-goal-tokens-more",
+    "libero-goal-tokens-more-2",
+    "libero-goal-corrections",
+    "libero-goal-corrections-2",
+)
+DEMONSTRATIONS, MORE, MORE_2, CORRECTIONS, CORRECTIONS_2 = ALL = [HUB / name for name in NAMES]
+EPISODES = {  # how many, of how many tasks there are as many at least
+    DEMONSTRATIONS: (25, 6),
+    MORE: (12, 7),
+    MORE_2: (25, 3),
+    CORRECTIONS: (12, 6),
+    CORRECTIONS_2: (20, 10),
+}
 CHECKPOINT = HUB / "worldvla-libero-tiny"
 
 
@@ -29,7 +42,7 @@ def instructions(cache: FrameTokenCache) -> Counter[str]:
     return Counter(episode.instruction for split in cache.splits for episode in cache.episodes(split))
 
 
-@pytest.fixture(scope="module", params=[DEMONSTRATIONS, MORE, MORE_2, CORRECTIONS], ids=NAMES)
+@pytest.fixture(scope="module", params=ALL, ids=NAMES)
 def cache(request: pytest.FixtureRequest) -> FrameTokenCache:
     return opened(request.param)
 
@@ -39,7 +52,7 @@ def test_holds_successful_episodes_of_the_benchmark(cache: FrameTokenCache) -> N
     official = {task.instruction for task in find_tasks("libero_goal")}
     episodes = [episode for split in cache.splits for episode in cache.episodes(split)]
     counts = instructions(cache)
-    least, tasks = {DEMONSTRATIONS: (25, 6), MORE: (12, 7), MORE_2: (25, 3), CORRECTIONS: (12, 6)}[cache.path]
+    least, tasks = EPISODES[cache.path]
     assert counts.keys() <= official and sum(count >= least for count in counts.values()) == tasks
     for episode in episodes:
         assert np.abs(episode.actions).max() <= 1
