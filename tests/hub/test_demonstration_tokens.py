@@ -19,14 +19,16 @@ NAMES = (
     "libero-goal-tokens-more-2",
     "libero-goal-corrections",
     "libero-goal-corrections-2",
+    "libero-goal-corrections-3",
 )
-DEMONSTRATIONS, MORE, MORE_2, CORRECTIONS, CORRECTIONS_2 = ALL = [HUB / name for name in NAMES]
+DEMONSTRATIONS, MORE, MORE_2, CORRECTIONS, CORRECTIONS_2, CORRECTIONS_3 = ALL = [HUB / name for name in NAMES]
 EPISODES = {  # how many, of how many tasks there are as many at least
     DEMONSTRATIONS: (25, 6),
     MORE: (12, 7),
     MORE_2: (25, 3),
     CORRECTIONS: (12, 6),
     CORRECTIONS_2: (20, 10),
+    CORRECTIONS_3: (16, 3),
 }
 CHECKPOINT = HUB / "worldvla-libero-tiny"
 
