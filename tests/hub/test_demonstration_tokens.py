@@ -83,4 +83,4 @@ def test_the_recipe_trains_on_all_as_one_robot(
     monkeypatch.chdir(folder)
     assert main([*command.split(), "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"train {count} episodes" in shown for count in (142, 125, 71, 83))
+    assert all(f"train {count} episodes" in shown for count in (142, 125, 71, 83, 236, 53))
